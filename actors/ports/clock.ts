@@ -1,0 +1,26 @@
+// Time as the actors see it. Injected, so that tests drive it and nothing in machines/ or actors/ reads the wall clock.
+import type { ActorOptions, AnyActorLogic } from "xstate";
+
+/** XState's timer interface with a monotonic `now()`; one clock drives both `after` delays and deadlines. */
+export interface Clock extends NonNullable<ActorOptions<AnyActorLogic>["clock"]> {
+  /** Monotonic milliseconds; the origin has no meaning. */
+  now(): number;
+  /** Wall-clock time in ISO 8601, for records that people read. Never compared. */
+  timestamp(): string;
+}
+
+/** Resolves after `ms`, or rejects with the signal's reason as soon as it aborts. */
+export function delay(clock: Clock, ms: number, signal?: AbortSignal): Promise<void> {
+  return new Promise((resolve, reject) => {
+    if (signal?.aborted) return reject(signal.reason as Error);
+    const timer: unknown = clock.setTimeout(() => {
+      signal?.removeEventListener("abort", onAbort);
+      resolve();
+    }, ms);
+    function onAbort(): void {
+      clock.clearTimeout(timer as number);
+      reject(signal?.reason as Error);
+    }
+    signal?.addEventListener("abort", onAbort, { once: true });
+  });
+}

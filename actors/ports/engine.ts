@@ -1,0 +1,55 @@
+// What runs containers: a child process, runc with CRIU, Haconiwa. Every engine passes test/contract/engine.ts.
+import type { ContainerSpec } from "./spec.js";
+
+/** One running copy of a container. Plain data: it is written to disk so that a restarted agent finds it again. */
+export interface Instance {
+  readonly container: string;
+  readonly engine: string;
+  readonly epoch: number;
+  /** Hash of the specification it was started with. */
+  readonly specHash: string;
+  /** Where the dispatcher reaches it. */
+  readonly address: string;
+  readonly port: number;
+  /** The container's first process, as the host sees it, and its start time (proc(5), field 22), so that a reused pid is told apart. */
+  readonly pid: number;
+  readonly startTime: number;
+}
+
+export interface Launch {
+  readonly spec: ContainerSpec;
+  readonly specHash: string;
+  readonly epoch: number;
+}
+
+/** Named parts of an operation with their milliseconds, in order: they become spans. */
+export type Phases = readonly { readonly name: string; readonly ms: number }[];
+
+export interface Launched {
+  readonly instance: Instance;
+  readonly phases: Phases;
+}
+
+export interface Engine {
+  readonly name: string;
+  /** Absent `checkpoint` support comes with the reason, for people. */
+  readonly capabilities: { readonly checkpoint: true } | { readonly checkpoint: false; readonly reason: string };
+  /** What an image taken here needs where it is restored. Compared key by key. */
+  fingerprint(spec: ContainerSpec): Promise<Readonly<Record<string, string>>>;
+  /** Cold start: resolves when the first process runs, which is before it listens. @throws HakobuError START_FAILED */
+  start(launch: Launch, signal: AbortSignal): Promise<Launched>;
+  /** From the image in `directory`, which is only read. @throws HakobuError RESTORE_FAILED with CRIU's last lines */
+  restore(launch: Launch, directory: string, signal: AbortSignal): Promise<Launched>;
+  /** Writes an image into the empty `directory`; the instance goes on running. @throws HakobuError CHECKPOINT_FAILED */
+  checkpoint(instance: Instance, spec: ContainerSpec, directory: string, signal: AbortSignal): Promise<Phases>;
+  /** TERM, then KILL after the grace; returns when no process and no resource of it is left. @throws HakobuError STOP_FAILED */
+  stop(instance: Instance, graceMs: number): Promise<void>;
+  /** Whether its first process still runs. Cheap: asked often. */
+  alive(instance: Instance): boolean;
+  /** Whether something listens on its port, inside its own network namespace. */
+  listening(instance: Instance): Promise<boolean>;
+  /** Instances that outlived the agent that started them. Removes what is left of those that did not. */
+  find(): Promise<readonly Instance[]>;
+  /** The last lines that the container wrote to its standard output and error. */
+  output(container: string, lines: number): Promise<string>;
+}

@@ -1,0 +1,55 @@
+// Checkpoint images on a directory that all hosts share. Implemented in runtime/images/.
+import type { SpecRecord } from "./placement-store.js";
+
+export interface Manifest {
+  readonly format: 1;
+  readonly container: string;
+  readonly epoch: number;
+  readonly specHash: string;
+  readonly engine: string;
+  readonly at: "listen" | "warm";
+  /** Engine.fingerprint() where it was taken. */
+  readonly fingerprint: Readonly<Record<string, string>>;
+  /** ISO 8601. */
+  readonly taken: string;
+  /** Every file of the image with its size in bytes, and its SHA-256 in hex. */
+  readonly files: Readonly<Record<string, { readonly bytes: number; readonly sha256: string }>>;
+}
+
+export interface Image {
+  readonly manifest: Manifest;
+  readonly directory: string;
+  readonly bytes: number;
+}
+
+/** An image that exists and is not used, and why. */
+export interface SkippedImage {
+  readonly container: string;
+  readonly epoch: number;
+  readonly reason: string;
+}
+
+export interface FoundImage {
+  readonly image?: Image;
+  readonly skipped: readonly SkippedImage[];
+}
+
+/** An image being written: readers see nothing of it before `publish`. */
+export interface ImageDraft {
+  /** Empty when handed out. */
+  readonly directory: string;
+  /** Syncs the files, writes the manifest, renames. Readers see the whole image or none. */
+  publish(manifest: Omit<Manifest, "format" | "files">): Promise<Image>;
+  /** Idempotent; nothing after `publish`. */
+  discard(): Promise<void>;
+}
+
+export interface ImageStore {
+  /** The newest image of that specification that matches the fingerprint and is whole. */
+  find(record: SpecRecord, fingerprint: Readonly<Record<string, string>>): Promise<FoundImage>;
+  begin(container: string, epoch: number): Promise<ImageDraft>;
+  /** Keeps a bad image for people to look at, and out of every later `find`. */
+  setAside(image: Image, reason: string): Promise<void>;
+  /** All images of a container, newest first, the bad ones with their reason. */
+  list(container?: string): Promise<readonly (Image | SkippedImage)[]>;
+}

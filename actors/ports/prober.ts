@@ -1,0 +1,20 @@
+// One question to a host: are you there? Implemented in runtime/probes/.
+
+export interface Target {
+  readonly address: string;
+  readonly port: number;
+}
+
+export type ProbeResult =
+  | { readonly kind: "alive"; readonly rttMs: number }
+  /** The machine answered that nothing listens: the agent is gone. */
+  | { readonly kind: "refused" }
+  /** Nothing came back within the limit. */
+  | { readonly kind: "timeout"; readonly afterMs: number }
+  /** The network answered for it, for example "no route to host". */
+  | { readonly kind: "unreachable"; readonly code: string };
+
+export interface Prober {
+  /** Never rejects. The verdict survives a stall of the event loop: a late answer that has arrived counts. */
+  probe(target: Target, timeoutMs: number): Promise<ProbeResult>;
+}

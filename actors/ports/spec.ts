@@ -1,0 +1,47 @@
+// What a user asks for: one application. The schema that reads it from YAML is runtime/config/spec.ts.
+
+export type Takeover = "fast" | "confirmed" | "exclusive";
+
+export interface Mount {
+  /** Absolute path, the same on every host (the shared directory, design "DataPool"). */
+  readonly source: string;
+  /** Absolute path inside the container. */
+  readonly target: string;
+  readonly readOnly: boolean;
+}
+
+/** One application, validated and with every default filled in. Durations in milliseconds. */
+export interface ContainerSpec {
+  /** A DNS label; names the container's directories, namespace and cgroup. */
+  readonly name: string;
+  /** Host names (RFC 9110 section 7.2) whose requests it answers; `*` answers what nothing else does. */
+  readonly hostnames: readonly string[];
+  readonly engine: "runc" | "process";
+  /** `host`: a copy-on-write view of the host's own root. Else an absolute path of a root filesystem directory. */
+  readonly rootfs: string;
+  readonly command: readonly string[];
+  readonly cwd: string;
+  readonly env: Readonly<Record<string, string>>;
+  readonly user: { readonly uid: number; readonly gid: number };
+  /** The TCP port on which the application listens, on 0.0.0.0 inside its container. */
+  readonly port: number;
+  readonly mounts: readonly Mount[];
+  readonly limits: { readonly cpus: number; readonly memoryMiB: number; readonly pids: number };
+  /** Without a request for this long the container is stopped. 0: never. */
+  readonly idleTimeoutMs: number;
+  readonly startTimeoutMs: number;
+  /** From TERM to KILL. */
+  readonly stopGraceMs: number;
+  readonly checkpoint: {
+    /** Take an image when a cold start is ready. */
+    readonly onReady: boolean;
+    /** `listen`: as soon as the port listens (the paper). `warm`: after the warm-up request was answered too. */
+    readonly at: "listen" | "warm";
+    /** Path of the one GET, without cookies, that decides readiness and warms the application up. */
+    readonly warmup: string;
+    readonly timeoutMs: number;
+  };
+  /** What it takes to move the container away from an owner that does not answer. */
+  readonly takeover: Takeover;
+  readonly probe: { readonly timeoutMs: number };
+}
