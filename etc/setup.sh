@@ -6,8 +6,8 @@
 #   2. as root on Debian or a relative: the Debian packages below;
 #   3. CRIU: the distribution's where it works on this kernel, else one built from Debian's newer source (one minute).
 #
-# Without root or CRIU Hakobu still runs; what is missing then is said in one line. Only a failure of npm or of the build
-# makes this script fail.
+# Without root or CRIU Hakobu still runs; what is missing then is said in one line. Only a failure of npm or of the
+# build makes this script fail.
 set -euo pipefail
 
 debian_packages=(
@@ -16,7 +16,7 @@ debian_packages=(
   iproute2 nftables        # hosts as network namespaces, and cutting them off
   util-linux               # mounts, namespaces, setpriv
   python3-django gunicorn  # the application of the experiment
-  curl
+  curl                     # asking a container by hand
 )
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$here")
@@ -36,18 +36,33 @@ cold="hosts run on loopback addresses with the process engine and cold starts"
 check_node() {
   local found
   found=$(node --version 2>/dev/null) || fail "Node.js is not installed; Hakobu needs 20.11 or newer"
-  node -e 'const [a, b] = process.versions.node.split(".").map(Number); process.exit(a > 20 || (a === 20 && b >= 11) ? 0 : 1)' ||
+  node -e 'const [a, b] = process.versions.node.split("."); process.exit(a > 20 || (a == 20 && b >= 11) ? 0 : 1)' ||
     fail "Node.js $found is too old; Hakobu needs 20.11 or newer"
 }
 
+alone() { # alone FD FILE: waits until no other set-up holds FILE, for 15 minutes at most
+  flock -n "$1" && return
+  say "another set-up is running; waiting for it"
+  flock -w 900 "$1" || fail "another set-up has held $2 for 15 minutes"
+}
+
+keep_owner() { # after `sudo npm start` the next `npm test` without sudo must be able to write here again
+  ((EUID != 0)) || chown -R --reference="$root/package.json" "$@"
+}
+
+# Not `npm ci`: it refuses a lock file without the optional binaries of other platforms, and a partial mirror of the npm
+# registry leaves those out. This installs the same locked versions, with the same integrity checks.
 install_npm_packages() {
   local stamp=$root/node_modules/.hakobu-setup want
-  want=$(sha256sum <"$root/package-lock.json")
+  want=$(cat "$root/package.json" "$root/package-lock.json" | sha256sum)
   [[ -f $stamp && $(<"$stamp") == "$want" ]] && return
   say "installing npm packages"
-  npm ci --prefix "$root" --no-audit --no-fund --loglevel=error </dev/null ||
-    fail "npm ci failed (its message is above). It needs the npm registry: check the network and run this again"
+  npm install --prefix "$root" --no-save --no-audit --no-fund --no-update-notifier --loglevel=error \
+    </dev/null >/dev/null ||
+    fail "npm could not install the packages (its message is above); it needs the npm registry: check the network," \
+      "then run this again"
   echo "$want" >"$stamp"
+  keep_owner "$root/node_modules"
 }
 
 build() {
@@ -60,8 +75,9 @@ build() {
   [[ -f $stamp && $(<"$stamp") == "$want" ]] && return
   say "building"
   rm -rf "$root/dist"
-  npm run build --prefix "$root" --silent </dev/null || fail "the build failed (the compiler's messages are above)"
+  npm run build --prefix "$root" --no-update-notifier --silent </dev/null || fail "the build failed (the compiler's messages are above)"
   echo "$want" >"$stamp"
+  keep_owner "$root/dist"
 }
 
 # ---- 2. and 3. what only root can add --------------------------------------------------------------------------------
@@ -74,7 +90,7 @@ has_capabilities() { # the bits of capabilities(7) that namespaces and CRIU cann
   done
 }
 
-# What decides whether a CRIU works here: the binary, the kernel and root's capabilities. A try is not repeated for these.
+# What decides whether a CRIU works here: the files it is (made of), the kernel and root's capabilities.
 situation() { # situation FILE...
   stat -L -c '%n %s %Y' "$@"
   uname -r
@@ -84,16 +100,23 @@ situation() { # situation FILE...
 criu_works() { # criu_works BINARY
   local criu=$1
   [[ -x $criu ]] || return 1
-  [[ $(cat "$state/criu-works" 2>/dev/null) == "$(situation "$criu")" ]] && return
+  if [[ $(cat "$state/criu-works" 2>/dev/null) == "$(situation "$criu")" ]] && "$criu" check &>/dev/null; then
+    return
+  fi
   "$here/criu/works.sh" "$criu" >"$state/criu-trial.log" 2>&1 || return 1
   situation "$criu" >"$state/criu-works"
 }
 
 provide_criu() {
   local patch_hash distributions candidate status=0
+  if [[ -n ${HAKOBU_CRIU:-} ]]; then
+    criu_works "$HAKOBU_CRIU" || say "HAKOBU_CRIU=$HAKOBU_CRIU does not work on this machine: relocation starts" \
+      "containers cold; to have setup choose one: unset HAKOBU_CRIU"
+    return
+  fi
   patch_hash=$(sha256sum <"$here/criu/rlimit-without-cap-sys-resource.patch" | cut -c 1-16)
   # Ours first, as Hakobu looks for it first; one built with another patch is built again.
-  if [[ -e $own_criu ]] && grep -qs "patch $patch_hash" "$own_criu.built-from" && criu_works "$own_criu"; then return; fi
+  if grep -qs "patch $patch_hash" "$own_criu.built-from" && criu_works "$own_criu"; then return; fi
   distributions=$(command -v criu || true)
   if [[ -z $distributions ]]; then
     candidate=$(apt-cache policy criu 2>/dev/null | awk '/Candidate:/ { print $2 }')
@@ -107,10 +130,11 @@ provide_criu() {
     return
   fi
 
+  local without="without CRIU relocation starts containers cold"
+  if criu_works "$own_criu"; then without="the CRIU that was built earlier is used"; fi
   local inputs=("$here/criu/build.sh" "$here/criu/works.sh" "$here/criu/rlimit-without-cap-sys-resource.patch")
   if [[ $(cat "$state/criu-failed" 2>/dev/null) == "$(situation "${inputs[@]}")" ]]; then
-    say "without CRIU relocation starts containers cold; building it failed before (log: $state/criu-build.log;" \
-      "to try again: rm $state/criu-failed)"
+    say "$without; building it failed before (log: $state/criu-build.log; to try again: rm $state/criu-failed)"
     return
   fi
   "$here/criu/build.sh" "$own_criu" || status=$?
@@ -118,7 +142,7 @@ provide_criu() {
     situation "$own_criu" >"$state/criu-works"
   else
     ((status == 3)) || situation "${inputs[@]}" >"$state/criu-failed"
-    say "without CRIU relocation starts containers cold; to use one of your own set HAKOBU_CRIU=/path/to/criu"
+    say "$without; to use one of your own set HAKOBU_CRIU=/path/to/criu"
   fi
 }
 
@@ -128,15 +152,19 @@ prepare_machine() {
     return
   fi
   if ! command -v apt-get >/dev/null; then
-    say "no apt-get here: install etcd, runc, iproute2, nftables, criu (4.0 or newer), gunicorn and Django with this" \
-      "system's package manager; without them $cold"
+    local program missing=()
+    for program in etcd runc ip nft criu gunicorn; do
+      command -v "$program" >/dev/null || missing+=("$program")
+    done
+    ((${#missing[@]} == 0)) ||
+      say "no apt-get here: install ${missing[*]} with this system's package manager; without them $cold"
     return
   fi
   mkdir -p "$state"
   exec 8>"$state/lock"
-  flock --wait 900 8 || fail "another set-up has held $state/lock for 15 minutes"
+  alone 8 "$state/lock"
   "$here/packages.sh" "${debian_packages[@]}" 8>&- ||
-    say "some Debian packages could not be installed (above): what needs them is left out; \`npx hakobu doctor\` tells what"
+    say "going on without them; to see what that leaves out: npx hakobu doctor"
   if ! has_capabilities; then
     say "root without CAP_SYS_ADMIN, CAP_NET_ADMIN or CAP_SYS_PTRACE: $cold; in Docker use --privileged"
   elif [[ ! -e /proc/self/timers ]]; then
@@ -146,7 +174,12 @@ prepare_machine() {
   fi
 }
 
-check_node
-install_npm_packages
-build
+if [[ -f $root/tsconfig.json ]]; then # a source tree, not an installed package
+  check_node
+  exec 9<"${BASH_SOURCE[0]}"
+  alone 9 "$root"
+  install_npm_packages
+  build
+  exec 9<&-
+fi
 prepare_machine

@@ -1,4 +1,5 @@
 // Time as the actors see it. Injected, so that tests drive it and nothing in machines/ or actors/ reads the wall clock.
+import { type ErrorCode, HakobuError } from "../hakobu-error.js";
 import type { ActorOptions, AnyActorLogic } from "xstate";
 
 /** XState's timer interface with a monotonic `now()`; one clock drives both `after` delays and deadlines. */
@@ -23,4 +24,12 @@ export function delay(clock: Clock, ms: number, signal?: AbortSignal): Promise<v
     }
     signal?.addEventListener("abort", onAbort, { once: true });
   });
+}
+
+/** Aborts with a HakobuError after `ms`; the timer does not keep a process alive. */
+export function deadline(clock: Clock, ms: number, message: string, code: ErrorCode = "DEADLINE_EXCEEDED"): AbortSignal {
+  const controller = new AbortController();
+  const timer: unknown = clock.setTimeout(() => controller.abort(new HakobuError(code, message)), ms);
+  if (typeof timer === "object" && timer !== null && "unref" in timer) (timer as { unref(): void }).unref();
+  return controller.signal;
 }

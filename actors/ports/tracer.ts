@@ -23,6 +23,8 @@ export interface Span {
   set(attributes: Attributes): void;
   link(to: TraceContext): void;
   child(name: string, options?: Pick<SpanOptions, "attributes" | "begunMsAgo">): Span;
+  /** A child that is already over: it began `begunMsAgo` and lasted `ms`. */
+  record(name: string, begunMsAgo: number, ms: number, attributes?: Attributes): void;
   /** Idempotent. With an error or a text the span's status is `error`. */
   end(error?: unknown): void;
 }
@@ -36,6 +38,7 @@ const nowhere: Span = {
   set() {},
   link() {},
   child: () => nowhere,
+  record() {},
   end() {},
 };
 

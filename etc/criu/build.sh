@@ -10,6 +10,7 @@ set -euo pipefail
 target=$1
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 suite=trixie
+keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 build=/var/cache/hakobu/criu-build
 log=/var/cache/hakobu/criu-build.log
 patch_file=$here/rlimit-without-cap-sys-resource.patch
@@ -21,8 +22,11 @@ build_packages=(
 say() { echo "setup: $*"; }
 
 give_up() { # give_up STATUS WHY
-  say "CRIU was not built: $2. The last lines of $log:"
-  tail -n 5 "$log" | sed 's/^/setup:   /'
+  say "CRIU was not built: $2"
+  if [[ -s $log ]]; then
+    say "the last lines of $log:"
+    tail -n 5 "$log" | sed 's/^/setup:   /'
+  fi
   exit "$1"
 }
 
@@ -33,24 +37,24 @@ mkdir -p "$build"/{sources,lists/partial,cache/archives/partial,source}
 trap 'rm -rf "$build"' EXIT
 
 # 1. The Debian mirror of this machine, whichever way its apt sources are written.
-read -r mirror signed_by < <(
-  apt-get indextargets --format '$(ORIGIN)|$(LABEL)|$(REPO_URI)|$(SIGNED_BY)' "Created-By: Packages" 2>>"$log" |
-    awk -F'|' '$1 == "Debian" && $2 == "Debian" { print $3, $4; exit }'
+mirror=$(
+  apt-get indextargets --format '$(ORIGIN)|$(LABEL)|$(REPO_URI)' "Created-By: Packages" 2>>"$log" |
+    awk -F'|' '$1 == "Debian" && $2 == "Debian" && !found { print $3; found = 1 }'
 ) || true
-[[ -n ${mirror:-} ]] || give_up 3 "apt has no Debian archive among its sources to take the source from"
-: "${signed_by:=/usr/share/keyrings/debian-archive-keyring.gpg}"
+[[ -n $mirror ]] ||
+  give_up 3 "apt has no Debian archive among its sources; on Ubuntu add the PPA criu/ppa and run this again"
 
 # 2. What the build needs.
 "$here/../packages.sh" "${build_packages[@]}" || give_up 3 "its build packages could not be installed"
 
 # 3. The source, through a private apt state: one deb-src entry.
 printf 'Types: deb-src\nURIs: %s\nSuites: %s\nComponents: main\nSigned-By: %s\n' \
-  "$mirror" "$suite" "$signed_by" >"$build/sources/source.sources"
+  "$mirror" "$suite" "$keyring" >"$build/sources/source.sources"
 private=(
   -o Dir::Etc::SourceList=/dev/null -o Dir::Etc::SourceParts="$build/sources"
   -o Dir::State::Lists="$build/lists" -o Dir::Cache="$build/cache" -o Acquire::Retries=3
 )
-apt-get "${private[@]}" update >>"$log" 2>&1 </dev/null || give_up 3 "the list of Debian's sources could not be fetched"
+apt-get "${private[@]}" update >>"$log" 2>&1 </dev/null || give_up 3 "Debian's list of sources could not be fetched"
 # One line a file: 'URI' NAME SIZE SHA256:HASH. Only the upstream archive is wanted.
 read -r uri archive _ hash < <(
   apt-get "${private[@]}" --print-uris source criu 2>>"$log" | grep -E '\.orig\.tar\.[a-z0-9]+ ' | head -n 1
@@ -59,7 +63,7 @@ read -r uri archive _ hash < <(
 uri=${uri//\'/}
 version=${archive#criu_}
 version=${version%%.orig.tar.*}
-say "building CRIU $version for this machine: about a minute (log: $log)"
+say "building CRIU $version for this machine; this takes up to a minute (log: $log)"
 (cd "$build" && /usr/lib/apt/apt-helper "${private[@]}" download-file "$uri" "$archive" "$hash") >>"$log" 2>&1 ||
   give_up 3 "its source could not be fetched"
 

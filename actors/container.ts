@@ -1,0 +1,428 @@
+// One container on the host that owns it: gives machines/container.ts its engine, its images and its clock.
+//
+//   A1  `serving` is the running instance exactly while the statechart is in `running.serving`: the dispatcher reads it
+//       for every request and sends no event.
+//   A2  Requests are counted in and out; nothing is stopped or imaged on purpose while one is being answered.
+//   A3  An image that was restored is trusted from the first answer that the restored copy gave; a copy that dies before
+//       that takes its image with it (set aside).
+import { type Actor, createActor, fromPromise } from "xstate";
+import { type ContainerEvent, containerMachine, type RestoreOutcome } from "../machines/container.js";
+import { HakobuError, reasonOf } from "./hakobu-error.js";
+import { type Clock, deadline, delay } from "./ports/clock.js";
+import type { Engine, Instance, Launch, Phases } from "./ports/engine.js";
+import type { Activation } from "./ports/host-client.js";
+import type { Image, ImageStore } from "./ports/image-store.js";
+import type { Log } from "./ports/log.js";
+import type { SpecRecord } from "./ports/placement-store.js";
+import type { Readiness } from "./ports/readiness.js";
+import type { Span, TraceContext, Tracer } from "./ports/tracer.js";
+import type { ActorRegistry } from "./registry.js";
+
+export interface ContainerDeps {
+  readonly engine: Engine;
+  readonly images: ImageStore;
+  readonly readiness: Readiness;
+  readonly clock: Clock;
+  readonly tracer: Tracer;
+  readonly log: Log;
+  readonly registry: ActorRegistry;
+}
+
+/** How often a starting application is asked whether it listens or answers. */
+const readyPollMs = 20;
+/** How long requests that are being answered may hold up a move. */
+const drainLimitMs = 10_000;
+
+export class ContainerActor {
+  readonly name: string;
+  epoch: number;
+  serving: Instance | undefined;
+  /** Requests being answered. */
+  inFlight = 0;
+  activation: Activation | undefined;
+  readonly #deps: ContainerDeps;
+  readonly #actor: Actor<typeof containerMachine>;
+  #record: SpecRecord;
+  #instance: Instance | undefined;
+  #underWay: Promise<unknown> = Promise.resolve();
+  #unproven: Image | undefined;
+  #trigger: TraceContext | undefined;
+  #lastActivityMs: number;
+  #idleTimer: unknown;
+  #stopGraceMs: number | undefined;
+  #drained: (() => void) | undefined;
+
+  constructor(deps: ContainerDeps, record: SpecRecord, epoch: number, adopted?: Instance) {
+    this.name = record.spec.name;
+    this.epoch = epoch;
+    this.#deps = deps;
+    this.#record = record;
+    this.#instance = adopted;
+    this.#lastActivityMs = deps.clock.now();
+    const machine = containerMachine.provide({
+      actors: {
+        restore: fromPromise(({ signal }) => this.#operate(this.#restore(signal))),
+        start: fromPromise(({ signal }) => this.#operate(this.#start(signal))),
+        checkpoint: fromPromise(({ signal }) => this.#operate(this.#checkpoint(signal))),
+        drain: fromPromise(({ signal }) => this.#drain(signal)),
+        stop: fromPromise(() => this.#stop()),
+      },
+    });
+    this.#actor = createActor(machine, {
+      id: `container/${this.name}`,
+      clock: deps.clock,
+      input: {
+        restorable: deps.engine.capabilities.checkpoint && record.spec.checkpoint.onReady,
+        adopted: adopted !== undefined,
+      },
+    });
+    this.#actor.subscribe({
+      next: (snapshot) => {
+        this.serving = snapshot.matches({ running: "serving" }) ? this.#instance : undefined;
+      },
+      error: (error) => deps.log.error({ container: this.name, error: reasonOf(error) }, "container actor ended"),
+    });
+    deps.registry.register(`container/${this.name}`, this.#actor.start());
+    this.#armIdle();
+  }
+
+  get state(): string {
+    const { value } = this.#actor.getSnapshot();
+    return typeof value === "string" ? value : Object.entries(value).flat().join(".");
+  }
+
+  get reason(): string | undefined {
+    return this.#actor.getSnapshot().context.reason;
+  }
+
+  get record(): SpecRecord {
+    return this.#record;
+  }
+
+  get instance(): Instance | undefined {
+    return this.#instance;
+  }
+
+  /** It has left this host for good. */
+  get left(): boolean {
+    return this.#actor.getSnapshot().status !== "active";
+  }
+
+  send(event: ContainerEvent): void {
+    if (event.type === "FENCE") this.#stopGraceMs = 0;
+    this.#actor.send(event);
+  }
+
+  /** A request begins to be answered. */
+  enter(): void {
+    this.inFlight++;
+  }
+
+  /** It has ended; `answered`: the container gave a response. */
+  leave(answered: boolean): void {
+    this.inFlight--;
+    this.#lastActivityMs = this.#deps.clock.now();
+    if (answered) this.#unproven = undefined;
+    if (this.inFlight === 0) this.#drained?.();
+  }
+
+  /** A changed specification: at once where only routing changes, else by a restart. */
+  update(record: SpecRecord): void {
+    const restart = record.hash !== this.#record.hash;
+    this.#record = record;
+    this.#armIdle();
+    if (restart) this.send({ type: "RESTART", reason: "its specification changed" });
+  }
+
+  /** Looks whether its process still runs; asked by the host every second and when a connection to it failed. */
+  check(): void {
+    if (this.#instance === undefined || !this.#actor.getSnapshot().matches("running")) return;
+    if (!this.#deps.engine.alive(this.#instance)) this.send({ type: "GONE" });
+  }
+
+  /**
+   * Brings it to life where it is not running, and waits until it serves.
+   * @throws HakobuError START_FAILED, NOT_OWNER; the signal's reason when that aborts
+   */
+  whenServing(trace: TraceContext | undefined, signal: AbortSignal): Promise<Instance> {
+    if (this.#trigger === undefined) this.#trigger = trace;
+    return new Promise((resolve, reject) => {
+      const settle = (): boolean => {
+        const snapshot = this.#actor.getSnapshot();
+        if (this.serving !== undefined) resolve(this.serving);
+        else if (snapshot.status !== "active" || snapshot.matches("relocating") || snapshot.context.leaving)
+          reject(new HakobuError("NOT_OWNER", `${this.name} has left this host: ${snapshot.context.reason ?? ""}`));
+        else if (snapshot.matches("failed"))
+          reject(
+            new HakobuError("START_FAILED", `${this.name} did not start: ${snapshot.context.reason ?? "unknown"}`, {
+              retryable: true,
+            }),
+          );
+        else return false;
+        return true;
+      };
+      if (signal.aborted) return reject(signal.reason as Error);
+      if (settle()) return;
+      const end = (): void => {
+        subscription.unsubscribe();
+        signal.removeEventListener("abort", onAbort);
+      };
+      const look = (): void => {
+        if (settle()) return end();
+        // A stop that was under way when the request came has ended without it.
+        if (this.#actor.getSnapshot().value === "stopped") this.send({ type: "REQUEST" });
+      };
+      const onAbort = (): void => {
+        end();
+        reject(signal.reason as Error);
+      };
+      const subscription = this.#actor.subscribe({ next: look, complete: look, error: look });
+      signal.addEventListener("abort", onAbort, { once: true });
+      this.send({ type: "REQUEST" });
+    });
+  }
+
+  /** Resolves when it has left this host. */
+  whenLeft(): Promise<void> {
+    return new Promise((resolve) => {
+      if (this.left) return resolve();
+      this.#actor.subscribe({ complete: resolve, error: () => resolve() });
+    });
+  }
+
+  /** Ends the actor and touches nothing: what a crash does. */
+  abandon(): void {
+    this.#deps.clock.clearTimeout(this.#idleTimer as number);
+    this.#actor.stop();
+  }
+
+  /** Remembers what is under way, so that a stop begins only when what it interrupts has cleaned up after itself. */
+  #operate<T>(operation: Promise<T>): Promise<T> {
+    this.#underWay = operation.catch(() => {});
+    return operation;
+  }
+
+  async #restore(signal: AbortSignal): Promise<RestoreOutcome> {
+    const { engine, images, log } = this.#deps;
+    if (this.#unproven !== undefined) {
+      const image = this.#unproven;
+      this.#unproven = undefined;
+      await images.setAside(image, "the restored copy died before it answered a request");
+    }
+    const span = this.#span("restore");
+    try {
+      const { image, skipped } = await images.find(this.#record, await engine.fingerprint(this.#record.spec));
+      for (const each of skipped) log.warn({ ...each }, "image not used");
+      if (image === undefined) {
+        const why = skipped[0]?.reason ?? "there is no image yet";
+        span.end();
+        return { kind: "noImage", why };
+      }
+      span.set({ image: image.directory, bytes: image.bytes });
+      try {
+        const launched = await engine.restore(this.#launch(), image.directory, signal);
+        this.#running(launched.instance, span, {
+          how: "restored",
+          epoch: this.epoch,
+          image: image.directory,
+          bytes: image.bytes,
+          phases: launched.phases,
+        });
+        this.#unproven = image;
+        span.end();
+        return { kind: "restored" };
+      } catch (error) {
+        span.end(error);
+        if (signal.aborted || !(error instanceof HakobuError) || error.code !== "RESTORE_FAILED") throw error;
+        log.warn({ container: this.name, image: image.directory, reason: error.message }, "restore failed: cold start");
+        await images.setAside(image, error.message);
+        return { kind: "badImage", why: error.message };
+      }
+    } catch (error) {
+      span.end(error);
+      throw error;
+    }
+  }
+
+  async #start(signal: AbortSignal): Promise<void> {
+    const { engine, clock } = this.#deps;
+    const { spec } = this.#record;
+    const span = this.#span("cold start");
+    const limit = AbortSignal.any([
+      signal,
+      deadline(clock, spec.startTimeoutMs, `${spec.name} was not ready within ${spec.startTimeoutMs} ms (startTimeout)`),
+    ]);
+    try {
+      const launched = await engine.start(this.#launch(), limit);
+      this.#instance = launched.instance;
+      const begunMs = clock.now();
+      await this.#listens(launched.instance, limit);
+      const listensMs = clock.now();
+      if (spec.checkpoint.at === "warm") await this.#answers(launched.instance, limit);
+      const phases = [
+        ...launched.phases,
+        { name: "listen", ms: listensMs - begunMs },
+        ...(spec.checkpoint.at === "warm" ? [{ name: "warm up", ms: clock.now() - listensMs }] : []),
+      ];
+      const note = this.reason;
+      this.#running(launched.instance, span, {
+        how: "cold",
+        epoch: this.epoch,
+        phases,
+        ...(note === undefined ? {} : { note }),
+      });
+      span.end();
+    } catch (error) {
+      span.end(error);
+      throw error;
+    }
+  }
+
+  async #listens(instance: Instance, signal: AbortSignal): Promise<void> {
+    const { engine, clock } = this.#deps;
+    while (!(await engine.listening(instance))) {
+      if (!engine.alive(instance)) throw await this.#died(instance);
+      await delay(clock, readyPollMs, signal);
+    }
+  }
+
+  async #answers(instance: Instance, signal: AbortSignal): Promise<void> {
+    const { readiness, engine, clock } = this.#deps;
+    const { spec } = this.#record;
+    const hostname = spec.hostnames.find((each) => !each.includes("*")) ?? "localhost";
+    for (;;) {
+      const outcome = await readiness.get(instance, hostname, spec.checkpoint.warmup, signal).catch(reasonOf);
+      if (typeof outcome === "number" && outcome < 500) return;
+      signal.throwIfAborted();
+      if (!engine.alive(instance)) throw await this.#died(instance);
+      await delay(clock, readyPollMs, signal);
+    }
+  }
+
+  async #died(instance: Instance): Promise<HakobuError> {
+    const output = await this.#deps.engine.output(instance.container, 5).catch(() => "");
+    const said = output === "" ? "it wrote nothing" : `its last output: ${output.trim()}`;
+    return new HakobuError("START_FAILED", `its process ended before it listened on port ${instance.port}; ${said}`);
+  }
+
+  async #checkpoint(signal: AbortSignal): Promise<void> {
+    const { engine, images, clock, log } = this.#deps;
+    const instance = this.#instance;
+    const { spec, hash } = this.#record;
+    if (instance === undefined) return;
+    const span = this.#span("checkpoint");
+    const begunMs = clock.now();
+    const limit = AbortSignal.any([
+      signal,
+      deadline(clock, spec.checkpoint.timeoutMs, `no checkpoint within ${spec.checkpoint.timeoutMs} ms`),
+    ]);
+    try {
+      const draft = await images.begin(this.name, this.epoch);
+      try {
+        const phases = await engine.checkpoint(instance, spec, draft.directory, limit);
+        const image = await draft.publish({
+          container: this.name,
+          epoch: this.epoch,
+          specHash: hash,
+          engine: engine.name,
+          at: spec.checkpoint.at,
+          fingerprint: await engine.fingerprint(spec),
+          taken: clock.timestamp(),
+        });
+        addPhases(span, phases);
+        span.set({ image: image.directory, bytes: image.bytes });
+        log.info(
+          { container: this.name, image: image.directory, bytes: image.bytes, ms: Math.round(clock.now() - begunMs) },
+          "checkpoint taken",
+        );
+        span.end();
+      } finally {
+        await draft.discard();
+      }
+    } catch (error) {
+      span.end(error);
+      if (!signal.aborted) log.warn({ container: this.name, reason: reasonOf(error) }, "no checkpoint: it goes on");
+      throw error;
+    }
+  }
+
+  #drain(signal: AbortSignal): Promise<void> {
+    if (this.inFlight === 0) return Promise.resolve();
+    return new Promise((resolve) => {
+      const done = (): void => {
+        this.#drained = undefined;
+        this.#deps.clock.clearTimeout(timer as number);
+        signal.removeEventListener("abort", done);
+        resolve();
+      };
+      const timer: unknown = this.#deps.clock.setTimeout(done, drainLimitMs);
+      signal.addEventListener("abort", done, { once: true });
+      this.#drained = done;
+    });
+  }
+
+  async #stop(): Promise<void> {
+    await this.#underWay;
+    const instance = this.#instance;
+    this.#trigger = undefined;
+    this.activation = undefined;
+    if (instance === undefined) return;
+    await this.#deps.engine.stop(instance, this.#stopGraceMs ?? this.#record.spec.stopGraceMs);
+    this.#instance = undefined;
+  }
+
+  #launch(): Launch {
+    return { spec: this.#record.spec, specHash: this.#record.hash, epoch: this.epoch };
+  }
+
+  #running(instance: Instance, span: Span, activation: Activation): void {
+    this.#instance = instance;
+    this.activation = activation;
+    this.#lastActivityMs = this.#deps.clock.now();
+    addPhases(span, activation.phases);
+    this.#armIdle();
+    this.#deps.log.info(
+      {
+        container: this.name,
+        epoch: this.epoch,
+        how: activation.how,
+        ...(activation.note === undefined ? {} : { note: activation.note }),
+        phases: Object.fromEntries(activation.phases.map(({ name, ms }) => [name, Math.round(ms * 10) / 10])),
+      },
+      "container runs",
+    );
+  }
+
+  #span(name: string): Span {
+    const attributes = { "hakobu.container": this.name, "hakobu.epoch": this.epoch };
+    return this.#deps.tracer.span(name, { ...(this.#trigger ? { parent: this.#trigger } : {}), attributes });
+  }
+
+  #armIdle(): void {
+    const { clock } = this.#deps;
+    clock.clearTimeout(this.#idleTimer as number);
+    const idleMs = this.#record.spec.idleTimeoutMs;
+    if (idleMs === 0) return;
+    const sinceMs = clock.now() - this.#lastActivityMs;
+    this.#idleTimer = clock.setTimeout(
+      () => {
+        if (this.left) return;
+        if (this.serving !== undefined && this.inFlight === 0 && clock.now() - this.#lastActivityMs >= idleMs) {
+          this.#lastActivityMs = clock.now();
+          this.send({ type: "IDLE" });
+        }
+        this.#armIdle();
+      },
+      Math.max(1, this.inFlight > 0 ? idleMs : idleMs - sinceMs),
+    );
+  }
+}
+
+/** Phases that ran one after the other until now, as child spans. */
+function addPhases(span: Span, phases: Phases): void {
+  let begunMsAgo = phases.reduce((sum, { ms }) => sum + ms, 0);
+  for (const { name, ms } of phases) {
+    span.record(name, begunMsAgo, ms);
+    begunMsAgo -= ms;
+  }
+}

@@ -1,0 +1,354 @@
+// The host agent: joins the cluster with one lease, claims containers and owns an actor for each that it holds.
+//
+//   O1  It claims only for itself, in `running`, with a lease that is proven now.
+//   O2  A container is served only under a claim that this host won and has not seen superseded.
+//   O3  A placement that changed hands (watch, or a request with a newer epoch) makes the container leave.
+//   O4  Containers found running after a crash of the agent are kept if their placement is still this host's, else stopped.
+import { type Actor, createActor, fromPromise } from "xstate";
+import { hostMachine } from "../machines/host.js";
+import type { ClusterView, Noticed } from "./cluster-view.js";
+import { ContainerActor, type ContainerDeps } from "./container.js";
+import { HakobuError, reasonOf } from "./hakobu-error.js";
+import { deadline, delay } from "./ports/clock.js";
+import type { Engine, Instance } from "./ports/engine.js";
+import type { Claim, ClaimReply } from "./ports/host-client.js";
+import type { HostRecord, Membership, Placement, PlacementStore, SpecRecord } from "./ports/placement-store.js";
+import type { Prober } from "./ports/prober.js";
+import type { TraceContext } from "./ports/tracer.js";
+
+export interface HostDeps extends Omit<ContainerDeps, "engine"> {
+  readonly engines: ReadonlyMap<string, Engine>;
+  readonly store: PlacementStore;
+  readonly view: ClusterView;
+  readonly prober: Prober;
+}
+
+/** How often processes are looked after. */
+const checkEveryMs = 1000;
+const joinPauseMs = 250;
+const joinPauseLimitMs = 5000;
+/** How long a claim may wait for a specification that its proxy knows and this host does not yet. */
+const specWaitMs = 1000;
+
+export class HostActor {
+  readonly #deps: HostDeps;
+  readonly #containers = new Map<string, ContainerActor>();
+  readonly #actor: Actor<typeof hostMachine>;
+  readonly #following = new AbortController();
+  #record: HostRecord;
+  #membership: Membership | undefined;
+  #checkTimer: unknown;
+  #stopNoticing: () => void;
+  readonly #viewReady: Promise<void>;
+
+  constructor(deps: HostDeps, record: HostRecord) {
+    this.#deps = deps;
+    this.#record = record;
+    this.#actor = createActor(
+      hostMachine.provide({
+        actors: {
+          join: fromPromise(({ signal }) => this.#join(signal)),
+          leave: fromPromise(() => this.#leave()),
+        },
+        actions: { fence: () => this.#fence() },
+      }),
+      { id: `host/${record.id}`, clock: deps.clock },
+    );
+    this.#actor.subscribe({
+      next: ({ value, context }) => deps.log.debug({ host: record.id, state: value, reason: context.reason }, "host"),
+      error: (error) => deps.log.error({ host: record.id, error: reasonOf(error) }, "host actor ended"),
+    });
+    deps.registry.register(`host/${record.id}`, this.#actor.start());
+    this.#stopNoticing = deps.view.onChange((noticed) => this.#notice(noticed));
+    this.#viewReady = this.#follow();
+  }
+
+  get record(): HostRecord {
+    return this.#record;
+  }
+
+  get state(): string {
+    return this.#actor.getSnapshot().value;
+  }
+
+  get containers(): Iterable<ContainerActor> {
+    return this.#containers.values();
+  }
+
+  container(name: string): ContainerActor | undefined {
+    return this.#containers.get(name);
+  }
+
+  /** The lease is proven at this moment. */
+  get proven(): boolean {
+    return this.#membership !== undefined && this.#deps.clock.now() < this.#membership.provenUntil;
+  }
+
+  /** Joins; resolves when it is `running`. @throws HakobuError HOST_ID_TAKEN; the signal's reason */
+  join(signal: AbortSignal): Promise<void> {
+    this.#checkTimer ??= this.#armCheck();
+    this.#actor.send({ type: "JOIN" });
+    return this.#reaches("running", signal);
+  }
+
+  /** Stops every container, gives the placements up, revokes the lease. Idempotent. */
+  async close(): Promise<void> {
+    this.#actor.send({ type: "DRAIN" });
+    await this.#reaches("stopped", new AbortController().signal);
+    this.abandon();
+  }
+
+  /** Ends the actors and leaves containers and lease as they are: what a crash does. */
+  abandon(): void {
+    this.#deps.clock.clearTimeout(this.#checkTimer as number);
+    this.#following.abort(new HakobuError("ABORTED", "the host agent ends"));
+    this.#stopNoticing();
+    this.#membership?.abandon();
+    for (const container of this.#containers.values()) container.abandon();
+    this.#containers.clear();
+    this.#actor.stop();
+  }
+
+  /**
+   * Takes a container over, if the placement is still what the proxy saw; on success it is already coming up.
+   * Never rejects.
+   */
+  async claim(claim: Claim, trace: TraceContext | undefined): Promise<ClaimReply> {
+    const { view } = this.#deps;
+    const refusal = await this.#refusal(claim);
+    if (refusal !== undefined) return refusal;
+    const record = view.spec(claim.container) as SpecRecord;
+    const outcome = await (this.#membership as Membership).claim(claim);
+    switch (outcome.kind) {
+      case "won": {
+        const container = await this.#acquire(record, outcome.placement);
+        const limit = deadline(this.#deps.clock, record.spec.startTimeoutMs, "nobody waited longer for it");
+        container.whenServing(trace, limit).catch(() => {});
+        return outcome;
+      }
+      case "lost":
+        if (outcome.placement?.host === this.#record.id && this.#containers.has(claim.container))
+          return { kind: "won", placement: outcome.placement };
+        if (outcome.placement !== undefined) view.learn(outcome.placement);
+        return { kind: "moved", ...(outcome.placement ? { placement: outcome.placement } : {}) };
+      case "unavailable":
+        return { kind: "refused", reason: `the placement store does not answer: ${outcome.reason}`, retryAfterMs: 1000 };
+    }
+  }
+
+  /** A request carried an epoch newer than this host's: it has been superseded and did not know. */
+  supersede(container: ContainerActor, epoch: number): void {
+    container.send({ type: "OWNERSHIP_LOST", reason: `a request named epoch ${epoch}, newer than ${container.epoch}` });
+  }
+
+  async #refusal(claim: Claim): Promise<ClaimReply | undefined> {
+    const { view, engines, prober, clock } = this.#deps;
+    const refuse = (reason: string, retryAfterMs?: number): ClaimReply => ({
+      kind: "refused",
+      reason,
+      ...(retryAfterMs === undefined ? {} : { retryAfterMs }),
+    });
+    if (this.state !== "running" || this.#membership === undefined)
+      return refuse(`host ${this.#record.id} is ${this.state}`, 1000);
+    if (!this.proven) return refuse(`host ${this.#record.id} cannot prove its lease`, 1000);
+    await view
+      .until(() => view.spec(claim.container) !== undefined, deadline(clock, specWaitMs, "no specification"))
+      .catch(() => {});
+    const record = view.spec(claim.container);
+    if (record === undefined) return refuse(`no specification of ${claim.container} is known here`, 1000);
+    const engine = engines.get(record.spec.engine);
+    if (engine === undefined) return refuse(`no engine ${record.spec.engine} on host ${this.#record.id}`);
+    if (!this.#containers.has(claim.container) && this.#containers.size >= this.#record.capacity)
+      return refuse(`host ${this.#record.id} is full (${this.#record.capacity} containers)`);
+    const owner = view.placement(claim.container);
+    if (claim.expected === 0 || owner === undefined || owner.host === this.#record.id) return undefined;
+    switch (record.spec.takeover) {
+      case "fast":
+        return undefined;
+      case "confirmed": {
+        const host = view.host(owner.host);
+        if (host === undefined) return undefined;
+        const result = await prober.probe(host, record.spec.probe.timeoutMs);
+        if (result.kind === "alive") return { kind: "moved", placement: owner };
+        return undefined;
+      }
+      case "exclusive":
+        return refuse(`${claim.container} is exclusive, and the lease of ${owner.host} has not ended`, 1000);
+    }
+  }
+
+  async #acquire(record: SpecRecord, placement: Placement, adopted?: Instance): Promise<ContainerActor> {
+    const { engines, registry, view, log } = this.#deps;
+    view.learn(placement);
+    const { name } = record.spec;
+    const before = this.#containers.get(name);
+    if (before !== undefined) {
+      if (!before.left && before.state !== "relocating" && before.state !== "stopping") {
+        before.epoch = placement.epoch;
+        return before;
+      }
+      await before.whenLeft();
+    }
+    const engine = engines.get(record.spec.engine) as Engine;
+    const container = new ContainerActor({ ...this.#deps, engine, registry }, record, placement.epoch, adopted);
+    this.#containers.set(name, container);
+    log.info({ container: name, epoch: placement.epoch, from: placement.from, reason: placement.reason }, "owned");
+    void container.whenLeft().then(() => this.#forget(container));
+    return container;
+  }
+
+  async #forget(container: ContainerActor): Promise<void> {
+    if (this.#containers.get(container.name) !== container) return;
+    this.#containers.delete(container.name);
+    await this.#membership?.release(container.name, container.epoch).catch(() => {});
+  }
+
+  #notice(noticed: Noticed): void {
+    switch (noticed.kind) {
+      case "placement": {
+        const container = this.#containers.get(noticed.container);
+        const placement = noticed.placement;
+        if (container === undefined || placement === undefined) return;
+        if (placement.host === this.#record.id || placement.epoch <= container.epoch) return;
+        container.send({ type: "OWNERSHIP_LOST", reason: `${placement.host} owns it: ${placement.reason}` });
+        return;
+      }
+      case "spec": {
+        const container = this.#containers.get(noticed.name);
+        if (container === undefined) return;
+        if (noticed.record === undefined) container.send({ type: "RELOCATE", reason: "its specification was deleted" });
+        else container.update(noticed.record);
+        return;
+      }
+      case "host":
+        return;
+    }
+  }
+
+  /** @returns when the view holds everything there is; then goes on by itself. */
+  #follow(): Promise<void> {
+    const { store, view, log } = this.#deps;
+    const signal = this.#following.signal;
+    return new Promise((resolve) => {
+      void (async () => {
+        try {
+          for await (const change of store.follow(signal)) {
+            if (change.kind === "disconnected") log.warn({ reason: change.reason }, "placement store: interrupted");
+            view.apply(change);
+            if (change.kind === "reset") resolve();
+          }
+        } catch (error) {
+          if (!signal.aborted) log.error({ error: reasonOf(error) }, "placement store: stream ended");
+        }
+      })();
+    });
+  }
+
+  async #join(signal: AbortSignal): Promise<void> {
+    const { store, clock, log } = this.#deps;
+    for (let pauseMs = joinPauseMs; ; pauseMs = Math.min(joinPauseLimitMs, pauseMs * 2)) {
+      try {
+        await this.#viewReady;
+        this.#membership?.abandon();
+        const membership = await store.join(this.#record);
+        this.#membership = membership;
+        void membership.lost.then((reason) => {
+          if (this.#membership === membership) this.#actor.send({ type: "LEASE_LOST", reason });
+        });
+        await this.#adopt(membership);
+        log.info({ host: this.#record.id, address: `${this.#record.address}:${this.#record.port}` }, "host joined");
+        return;
+      } catch (error) {
+        if (error instanceof HakobuError && (error.code === "HOST_ID_TAKEN" || error.code === "CONFIG_INVALID"))
+          throw error;
+        log.warn({ host: this.#record.id, reason: reasonOf(error) }, `cannot join: again in ${pauseMs} ms`);
+        await delay(clock, pauseMs, signal);
+      }
+    }
+  }
+
+  /** O4, and after a fence: keeps what is still ours, renews its claim under the new lease, stops the rest. */
+  async #adopt(membership: Membership): Promise<void> {
+    const { view, engines, log } = this.#deps;
+    const found = new Map<string, Instance>();
+    for (const engine of engines.values())
+      for (const instance of await engine.find()) found.set(instance.container, instance);
+    const names = new Set([...found.keys(), ...this.#containers.keys()]);
+    for (const placement of view.placements()) if (placement.host === this.#record.id) names.add(placement.container);
+    for (const name of names) {
+      const record = view.spec(name);
+      const placement = view.placement(name);
+      const actor = this.#containers.get(name);
+      const instance = actor === undefined ? found.get(name) : undefined;
+      const ours = record !== undefined && (placement === undefined || placement.host === this.#record.id);
+      const outcome = ours
+        ? await membership.claim({
+            container: name,
+            expected: placement?.epoch ?? 0,
+            from: this.#record.id,
+            reason: "kept by its host, which joined again",
+          })
+        : undefined;
+      if (record !== undefined && outcome?.kind === "won") {
+        const sameSpec = instance?.specHash === record.hash;
+        if (instance !== undefined && !sameSpec) await this.#discard(instance);
+        await this.#acquire(record, outcome.placement, sameSpec ? instance : undefined);
+        continue;
+      }
+      if (outcome?.kind === "lost" && outcome.placement !== undefined) view.learn(outcome.placement);
+      log.info({ container: name, owner: view.placement(name)?.host }, "not this host's any more: stopped here");
+      if (instance !== undefined) await this.#discard(instance);
+      actor?.send({ type: "OWNERSHIP_LOST", reason: "another host took it while this one was away" });
+    }
+  }
+
+  async #discard(instance: Instance): Promise<void> {
+    const engine = this.#deps.engines.get(instance.engine);
+    await engine?.stop(instance, 1000).catch((error: unknown) => {
+      this.#deps.log.error({ container: instance.container, reason: reasonOf(error) }, "could not be stopped");
+    });
+  }
+
+  #fence(): void {
+    for (const container of this.#containers.values())
+      if (container.record.spec.takeover === "exclusive")
+        container.send({ type: "FENCE", reason: "the host's lease can no longer be proven" });
+  }
+
+  async #leave(): Promise<void> {
+    const containers = [...this.#containers.values()];
+    for (const container of containers) container.send({ type: "RELOCATE", reason: "its host shuts down" });
+    await Promise.all(containers.map((container) => container.whenLeft()));
+    await this.#membership?.leave();
+  }
+
+  #armCheck(): unknown {
+    return this.#deps.clock.setTimeout(() => {
+      for (const container of this.#containers.values()) container.check();
+      this.#checkTimer = this.#armCheck();
+    }, checkEveryMs);
+  }
+
+  #reaches(state: "running" | "stopped", signal: AbortSignal): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const end = (): void => {
+        subscription.unsubscribe();
+        signal.removeEventListener("abort", onAbort);
+      };
+      const onAbort = (): void => {
+        end();
+        reject(signal.reason as Error);
+      };
+      const look = (value: string, reason: string | undefined): void => {
+        if (value !== state && !(value === "stopped" && reason !== undefined)) return;
+        end();
+        if (value === state) resolve();
+        else reject(new HakobuError("HOST_ID_TAKEN", reason ?? "the host stopped"));
+      };
+      const subscription = this.#actor.subscribe(({ value, context }) => look(value, context.reason));
+      signal.addEventListener("abort", onAbort, { once: true });
+      const { value, context } = this.#actor.getSnapshot();
+      look(value, context.reason);
+    });
+  }
+}

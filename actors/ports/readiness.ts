@@ -1,0 +1,7 @@
+// The one request that decides whether a started application is ready, and warms it up. Implemented over HTTP.
+import type { Target } from "./prober.js";
+
+export interface Readiness {
+  /** One GET without cookies. @returns the status. Rejects when there was no answer. */
+  get(target: Target, hostname: string, path: string, signal: AbortSignal): Promise<number>;
+}

@@ -1,0 +1,177 @@
+// One host as one proxy sees it. The request path reads two plain fields; the statechart hears only of what changes its state.
+//
+//   L1  `lastHeardMs` moves only on an answer from the host itself.
+//   L2  While requests wait for an answer, the host is probed every `freshMs` in which nothing was heard from it, so a host
+//       that dies under a request is noticed within freshMs + the probe's time-out.
+//   L3  At most one probe of a given time-out is under way.
+import { type Actor, createActor, fromPromise } from "xstate";
+import { reachabilityMachine, type Verdict } from "../machines/reachability.js";
+import { type Clock, delay } from "./ports/clock.js";
+import type { Prober, ProbeResult, Target } from "./ports/prober.js";
+import type { ActorRegistry } from "./registry.js";
+
+/** A request that waits for the host's answer. */
+export interface Waiting {
+  readonly probeTimeoutMs: number;
+  /** The host does not answer probes: `suspected` after one miss, `unreachable` when proven. */
+  hostSilent(state: "suspected" | "unreachable", reason: string): void;
+}
+
+export interface ReachabilityDeps {
+  readonly clock: Clock;
+  readonly prober: Prober;
+  readonly registry: ActorRegistry;
+}
+
+/** Pauses before a suspected and an unreachable host is asked again. */
+const suspectedPauseMs = 25;
+const unreachablePauseMs = 1000;
+
+export class ReachabilityActor {
+  readonly host: string;
+  /** `clock.now()` at which the host was last heard. */
+  lastHeardMs = Number.NEGATIVE_INFINITY;
+  state: "trusted" | "suspected" | "unreachable" = "trusted";
+  readonly #deps: ReachabilityDeps;
+  readonly #target: Target;
+  readonly #freshMs: number;
+  readonly #actor: Actor<typeof reachabilityMachine>;
+  readonly #probes = new Map<number, Promise<ProbeResult>>();
+  readonly #waiting = new Set<Waiting>();
+  #timer: unknown;
+  #probeTimeoutMs: number;
+
+  constructor(
+    deps: ReachabilityDeps,
+    host: string,
+    target: Target,
+    options: { readonly freshMs: number; readonly probeTimeoutMs: number },
+  ) {
+    this.host = host;
+    this.#deps = deps;
+    this.#target = target;
+    this.#freshMs = options.freshMs;
+    this.#probeTimeoutMs = options.probeTimeoutMs;
+    this.#actor = createActor(
+      reachabilityMachine.provide({
+        actors: { reprobe: fromPromise(({ signal }) => this.#reprobe(signal)) },
+      }),
+      { clock: deps.clock, id: `reachability/${host}` },
+    );
+    this.#actor.subscribe({
+      next: (snapshot) => {
+        const before = this.state;
+        this.state = snapshot.value;
+        if (snapshot.value === "trusted" || snapshot.value === before) return;
+        for (const waiting of this.#waiting) waiting.hostSilent(snapshot.value, snapshot.context.reason ?? "no answer");
+      },
+      error: () => {},
+    });
+    deps.registry.register(`reachability/${host}`, this.#actor.start());
+  }
+
+  get reason(): string {
+    return this.#actor.getSnapshot().context.reason ?? "no answer";
+  }
+
+  /** Heard within the last `freshMs`. */
+  get fresh(): boolean {
+    return this.#deps.clock.now() - this.lastHeardMs <= this.#freshMs;
+  }
+
+  /** Something came back from the host. */
+  heard(): void {
+    this.lastHeardMs = this.#deps.clock.now();
+    if (this.state !== "trusted") this.#actor.send({ type: "ALIVE" });
+  }
+
+  /** A connection was refused: its machine says that the agent is gone. */
+  refused(reason: string): void {
+    this.#actor.send({ type: "REFUSED", reason });
+  }
+
+  leaseExpired(): void {
+    this.#actor.send({ type: "LEASE_EXPIRED" });
+  }
+
+  leaseGranted(): void {
+    this.#actor.send({ type: "LEASE_GRANTED" });
+  }
+
+  /** Asks the host; joins a probe of the same time-out that is under way. */
+  async probe(timeoutMs: number): Promise<ProbeResult> {
+    this.#probeTimeoutMs = timeoutMs;
+    const result = await this.#ask(timeoutMs);
+    return result;
+  }
+
+  /** Watches over a request until the returned function is called (its answer has begun, or it has ended). */
+  watch(waiting: Waiting): () => void {
+    this.#waiting.add(waiting);
+    this.#arm();
+    return () => this.#waiting.delete(waiting);
+  }
+
+  stop(): void {
+    this.#deps.clock.clearTimeout(this.#timer as number);
+    this.#waiting.clear();
+    this.#actor.stop();
+  }
+
+  #arm(): void {
+    if (this.#timer !== undefined) return;
+    this.#timer = this.#deps.clock.setTimeout(() => {
+      this.#timer = undefined;
+      const first = this.#waiting.values().next().value;
+      if (first === undefined) return;
+      if (!this.fresh) void this.#ask(first.probeTimeoutMs);
+      this.#arm();
+    }, this.#freshMs);
+  }
+
+  #ask(timeoutMs: number): Promise<ProbeResult> {
+    const underWay = this.#probes.get(timeoutMs);
+    if (underWay !== undefined) return underWay;
+    const probe = this.#deps.prober.probe(this.#target, timeoutMs).then((result) => {
+      this.#probes.delete(timeoutMs);
+      this.#take(result);
+      return result;
+    });
+    this.#probes.set(timeoutMs, probe);
+    return probe;
+  }
+
+  #take(result: ProbeResult): void {
+    switch (result.kind) {
+      case "alive":
+        return this.heard();
+      case "refused":
+        return this.#actor.send({ type: "REFUSED", reason: describe(result) });
+      case "timeout":
+      case "unreachable":
+        return this.#actor.send({ type: "SILENT", reason: describe(result) });
+    }
+  }
+
+  async #reprobe(signal: AbortSignal): Promise<Verdict> {
+    const pauseMs = this.state === "unreachable" ? unreachablePauseMs : suspectedPauseMs;
+    await delay(this.#deps.clock, pauseMs, signal);
+    const result = await this.#deps.prober.probe(this.#target, this.#probeTimeoutMs);
+    if (result.kind === "alive") this.lastHeardMs = this.#deps.clock.now();
+    return result.kind === "alive" || result.kind === "refused" ? result.kind : "silent";
+  }
+}
+
+/** A probe's result in words. */
+export function describe(result: ProbeResult): string {
+  switch (result.kind) {
+    case "alive":
+      return `answered in ${result.rttMs.toFixed(1)} ms`;
+    case "refused":
+      return "connection refused";
+    case "timeout":
+      return `no answer within ${result.afterMs} ms`;
+    case "unreachable":
+      return `network unreachable (${result.code})`;
+  }
+}

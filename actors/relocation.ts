@@ -1,0 +1,352 @@
+// Moves, as one proxy drives them: gives machines/relocation.ts its I/O, one actor per container that moves, and all
+// requests for that container wait on it. One trace each, linked both ways with the request that set it off.
+import { createActor, fromPromise } from "xstate";
+import {
+  type ActivateOutcome,
+  type ChooseOutcome,
+  type ClaimOutcome,
+  type Ended,
+  type MoveReason,
+  type Owner,
+  type RelocationContext,
+  relocationMachine,
+} from "../machines/relocation.js";
+import { candidates } from "./candidates.js";
+import type { ClusterView } from "./cluster-view.js";
+import { HakobuError, reasonOf } from "./hakobu-error.js";
+import { type Clock, deadline } from "./ports/clock.js";
+import type { Activation, HostClient } from "./ports/host-client.js";
+import type { Log } from "./ports/log.js";
+import type { HostRecord, Placement, SpecRecord } from "./ports/placement-store.js";
+import type { Span, TraceContext, Tracer } from "./ports/tracer.js";
+import type { ReachabilityActor } from "./reachability.js";
+import type { ActorRegistry } from "./registry.js";
+
+export interface RelocationDeps {
+  readonly clock: Clock;
+  readonly view: ClusterView;
+  readonly hosts: HostClient;
+  readonly reachability: (host: HostRecord) => ReachabilityActor;
+  readonly tracer: Tracer;
+  readonly log: Log;
+  readonly registry: ActorRegistry;
+  /** A move that takes longer has failed. */
+  readonly deadlineMs: number;
+}
+
+/** One move that ended with an owner, for the table, the log and the admin API. Milliseconds. */
+export interface MoveReport {
+  readonly container: string;
+  readonly from: string | undefined;
+  readonly to: string;
+  readonly epoch: number;
+  readonly reason: string;
+  readonly at: string;
+  readonly traceId: string;
+  readonly how: Activation["how"] | undefined;
+  readonly note: string | undefined;
+  readonly image: string | undefined;
+  readonly bytes: number | undefined;
+  readonly probeMs: number;
+  readonly claimMs: number;
+  readonly activateMs: number;
+  /** What the activation consisted of, on the host. */
+  readonly phases: Readonly<Record<string, number>>;
+  firstResponseMs: number | undefined;
+}
+
+export interface Move {
+  readonly ended: Ended;
+  /** The first request to get an answer from the new owner says so; later calls do nothing. */
+  answered(): void;
+}
+
+export interface Trigger {
+  readonly reason: MoveReason;
+  /** How long the probe took that proved it. */
+  readonly probedMs: number;
+  readonly request: TraceContext | undefined;
+}
+
+const attemptLimit = 4;
+const reportLimit = 100;
+
+export class Relocations {
+  readonly #deps: RelocationDeps;
+  readonly #underWay = new Map<string, Promise<Move>>();
+  /** The last moves, newest last. */
+  readonly reports: MoveReport[] = [];
+
+  constructor(deps: RelocationDeps) {
+    this.#deps = deps;
+  }
+
+  /** The move that is under way for a container, if one is. */
+  underWay(container: string): Promise<Move> | undefined {
+    return this.#underWay.get(container);
+  }
+
+  /**
+   * Moves a container to a host where it serves, or joins the move that is under way.
+   * @throws HakobuError UNAVAILABLE with every host's reason
+   */
+  move(record: SpecRecord, trigger: Trigger): Promise<Move> {
+    const { name } = record.spec;
+    const running = this.#underWay.get(name);
+    if (running !== undefined) return running;
+    const move = this.#run(record, trigger).finally(() => this.#underWay.delete(name));
+    this.#underWay.set(name, move);
+    return move;
+  }
+
+  async #run(record: SpecRecord, trigger: Trigger): Promise<Move> {
+    const { clock, tracer, view, registry, log } = this.#deps;
+    const { name } = record.spec;
+    const placement = view.placement(name);
+    const owner = placement === undefined ? undefined : ownerOf(placement);
+    const span = tracer.span("relocation", {
+      ...(trigger.request === undefined ? {} : { links: [trigger.request] }),
+      begunMsAgo: trigger.probedMs,
+      attributes: {
+        "hakobu.container": name,
+        "hakobu.from": owner?.host,
+        "hakobu.reason": trigger.reason.text,
+      },
+    });
+    if (trigger.probedMs > 0) span.record("probe", trigger.probedMs, trigger.probedMs, { "hakobu.host": owner?.host });
+    const timing = { probe: trigger.probedMs, claim: 0, activate: 0 };
+    let activation: Activation | undefined;
+    const timed = async <T>(part: keyof typeof timing, act: (child: Span) => Promise<T>): Promise<T> => {
+      const begunMs = clock.now();
+      const child = span.child(part);
+      try {
+        return await act(child);
+      } catch (error) {
+        child.end(error);
+        throw error;
+      } finally {
+        timing[part] += clock.now() - begunMs;
+        child.end();
+      }
+    };
+    const actor = createActor(
+      relocationMachine.provide({
+        actors: {
+          probe: fromPromise(({ input }) => timed("probe", () => this.#probe(input, record))),
+          choose: fromPromise(async ({ input, signal }) => {
+            const child = span.child("choose");
+            const outcome = await this.#choose(input, record, signal);
+            child.end(outcome.kind === "none" ? outcome.why : undefined);
+            return outcome;
+          }),
+          claim: fromPromise(({ input, signal }) =>
+            timed("claim", (child) => this.#claim(input, child, signal, trigger.reason.text)),
+          ),
+          activate: fromPromise(({ input, signal }) =>
+            timed("activate", async (child) => {
+              const outcome = await this.#activate(input, record, child, signal);
+              activation = outcome.activation;
+              return outcome;
+            }),
+          ),
+        },
+      }),
+      {
+        id: `relocation/${name}`,
+        clock,
+        input: {
+          container: name,
+          owner,
+          reason: trigger.reason,
+          attemptLimit,
+          deadlineMs: this.#deps.deadlineMs,
+        },
+      },
+    );
+    const ended = await new Promise<Ended | { kind: "failed"; why: string }>((resolve) => {
+      actor.subscribe({
+        complete: () => resolve(actor.getSnapshot().output ?? { kind: "failed", why: "it ended without a result" }),
+        error: (error) => resolve({ kind: "failed", why: reasonOf(error) }),
+      });
+      actor.start();
+      registry.register(`relocation/${name}`, actor);
+    });
+    if (ended.kind === "failed") {
+      span.end(ended.why);
+      log.warn({ container: name, from: owner?.host, reason: trigger.reason.text, why: ended.why }, "not relocated");
+      throw new HakobuError("UNAVAILABLE", `${name} cannot be served now: ${ended.why}`, { retryable: true });
+    }
+    span.set({ "hakobu.to": ended.owner.host, "hakobu.epoch": ended.owner.epoch, "hakobu.outcome": ended.kind });
+    if (ended.kind !== "moved") {
+      span.end();
+      return { ended, answered() {} };
+    }
+    return this.#report(ended, span, trigger, {
+      container: name,
+      from: owner?.host,
+      to: ended.owner.host,
+      epoch: ended.owner.epoch,
+      reason: trigger.reason.text,
+      at: clock.timestamp(),
+      traceId: span.context.traceId,
+      how: activation?.how,
+      note: activation?.note,
+      image: activation?.image,
+      bytes: activation?.bytes,
+      probeMs: timing.probe,
+      claimMs: timing.claim,
+      activateMs: timing.activate,
+      phases: Object.fromEntries(activation?.phases.map(({ name: phase, ms }) => [phase, ms]) ?? []),
+      firstResponseMs: undefined,
+    });
+  }
+
+  #report(ended: Ended, span: Span, trigger: Trigger, report: MoveReport): Move {
+    const { clock, log } = this.#deps;
+    span.set({ "hakobu.how": report.how, "hakobu.image": report.image, "hakobu.bytes": report.bytes });
+    this.reports.push(report);
+    if (this.reports.length > reportLimit) this.reports.shift();
+    const activeMs = clock.now();
+    const first = span.child("first response");
+    let over = false;
+    const end = (answered: boolean): void => {
+      if (over) return;
+      over = true;
+      clock.clearTimeout(timer);
+      if (answered) report.firstResponseMs = clock.now() - activeMs;
+      first.end(answered ? undefined : "nobody waited for it any more");
+      span.end();
+      const rounded = (ms: number): number => Math.round(ms * 10) / 10;
+      log.info(
+        {
+          container: report.container,
+          from: report.from,
+          to: report.to,
+          epoch: report.epoch,
+          how: report.how,
+          reason: trigger.reason.text,
+          probeMs: rounded(report.probeMs),
+          claimMs: rounded(report.claimMs),
+          activateMs: rounded(report.activateMs),
+          firstResponseMs: report.firstResponseMs === undefined ? undefined : rounded(report.firstResponseMs),
+          traceId: report.traceId,
+        },
+        report.from === undefined ? "placed" : "relocated",
+      );
+    };
+    const timer = clock.setTimeout(() => end(false), this.#deps.deadlineMs) as number;
+    return { ended, answered: () => end(true) };
+  }
+
+  async #probe(context: RelocationContext, record: SpecRecord): Promise<"alive" | "dead"> {
+    const host = context.owner === undefined ? undefined : this.#deps.view.host(context.owner.host);
+    if (host === undefined) return "dead";
+    const result = await this.#deps.reachability(host).probe(record.spec.probe.timeoutMs);
+    return result.kind === "alive" ? "alive" : "dead";
+  }
+
+  async #choose(context: RelocationContext, record: SpecRecord, signal: AbortSignal): Promise<ChooseOutcome> {
+    const { view, reachability, clock } = this.#deps;
+    const { name, takeover } = record.spec;
+    if (takeover === "exclusive" && context.tried.length === 0 && view.placement(name) !== undefined) {
+      const limit = AbortSignal.any([signal, deadline(clock, context.deadlineMs, "the old lease did not end in time")]);
+      await view.until(() => view.placement(name) === undefined, limit);
+    }
+    const read = view.placement(name);
+    const known = context.owner;
+    const owner =
+      read === undefined ? undefined : known !== undefined && known.epoch > read.epoch ? known : ownerOf(read);
+    const excluded = new Set(context.tried);
+    // The old owner is not asked to take over from itself, unless it has come back with a new lease.
+    if (owner !== undefined && context.reason.proven) excluded.add(owner.host);
+    const [best] = candidates(view, record, excluded, (id) => {
+      const host = view.host(id);
+      return host !== undefined && reachability(host).state !== "trusted";
+    });
+    if (best !== undefined) return { kind: "candidate", host: best.id, owner };
+    const hosts = [...view.hosts()];
+    const none =
+      hosts.length === 0
+        ? "no host has joined"
+        : `no ${context.tried.length === 0 ? "" : "other "}host can take it (${hosts.length} joined, engine ${record.spec.engine})`;
+    return { kind: "none", why: view.connected ? none : `${none}; the placement store: ${view.disconnectedReason}` };
+  }
+
+  async #claim(context: RelocationContext, span: Span, signal: AbortSignal, reason: string): Promise<ClaimOutcome> {
+    const { view, hosts, reachability } = this.#deps;
+    const host = view.host(context.candidate as string);
+    if (host === undefined) return { kind: "refused", why: "it has left" };
+    span.set({ "hakobu.host": host.id });
+    const from = context.owner?.host;
+    const claim = {
+      container: context.container,
+      expected: context.owner?.epoch ?? 0,
+      reason,
+      ...(from === undefined ? {} : { from }),
+    };
+    const reply = await this.#while(host, signal, (limit) => hosts.claim(host, claim, span.context, limit));
+    if (reply.kind !== "unreachable") reachability(host).heard();
+    switch (reply.kind) {
+      case "won":
+        view.learn(reply.placement);
+        return { kind: "won", owner: ownerOf(reply.placement) };
+      case "moved":
+        if (reply.placement === undefined) return { kind: "stale", why: "it was released meanwhile" };
+        view.learn(reply.placement);
+        return { kind: "taken", owner: ownerOf(reply.placement) };
+      case "refused":
+      case "unreachable":
+        return { kind: "refused", why: reply.reason };
+    }
+  }
+
+  async #activate(
+    context: RelocationContext,
+    record: SpecRecord,
+    span: Span,
+    signal: AbortSignal,
+  ): Promise<ActivateOutcome & { activation?: Activation }> {
+    const { view, hosts, reachability } = this.#deps;
+    const owner = context.owner as Owner;
+    const host = view.host(owner.host);
+    if (host === undefined) return { kind: "failed", why: "it has left" };
+    span.set({ "hakobu.host": host.id });
+    const placement: Placement = {
+      container: record.spec.name,
+      host: owner.host,
+      epoch: owner.epoch,
+      since: "",
+      reason: context.reason.text,
+    };
+    const reply = await this.#while(host, signal, (limit) => hosts.activate(host, placement, span.context, limit));
+    if (reply.kind !== "unreachable") reachability(host).heard();
+    switch (reply.kind) {
+      case "active":
+        return { kind: "active", activation: reply.activation };
+      case "moved":
+        if (reply.placement !== undefined) view.learn(reply.placement);
+        return { kind: "failed", why: "it lost the container again" };
+      case "failed":
+      case "unreachable":
+        return { kind: "failed", why: reply.reason };
+    }
+  }
+
+  /** Makes a call to a host, and gives it up as soon as the host no longer answers probes. */
+  async #while<T>(host: HostRecord, signal: AbortSignal, call: (limit: AbortSignal) => Promise<T>): Promise<T> {
+    const gone = new AbortController();
+    const stop = this.#deps.reachability(host).watch({
+      probeTimeoutMs: 100,
+      hostSilent: (_state, reason) => gone.abort(new HakobuError("UNAVAILABLE", `${host.id}: ${reason}`)),
+    });
+    try {
+      return await call(AbortSignal.any([signal, gone.signal]));
+    } finally {
+      stop();
+    }
+  }
+}
+
+function ownerOf({ host, epoch }: Placement): Owner {
+  return { host, epoch };
+}

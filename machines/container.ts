@@ -1,0 +1,245 @@
+// A container's life on the host that owns it. Effects are placeholders, given by actors/container.ts.
+//
+//   C1  At most one operation (restore, start, checkpoint, suspend, drain, stop) works on a container at a time:
+//       each is invoked by exactly one state, and leaving the state aborts it.
+//   C2  A failed restore is followed by one cold start, never by another restore of the same image.
+//   C3  Every way out of a state in which processes may exist leads through `stopping`.
+//   C4  After OWNERSHIP_LOST nothing is started again: the machine ends in `left`.
+import { assign, fromPromise, setup } from "xstate";
+
+export type RestoreOutcome =
+  | { readonly kind: "restored" }
+  /** There is no image to restore from: `why` tells people. */
+  | { readonly kind: "noImage"; readonly why: string }
+  /** There was one, and it did not work; it has been set aside. */
+  | { readonly kind: "badImage"; readonly why: string };
+
+export type ContainerEvent =
+  /** Somebody waits for it. */
+  | { readonly type: "REQUEST" }
+  /** No request for the idle time. */
+  | { readonly type: "IDLE" }
+  /** Its process is no longer there. */
+  | { readonly type: "GONE" }
+  /** Planned move or removal: drain, then stop for good. */
+  | { readonly type: "RELOCATE"; readonly reason: string }
+  /** Another host owns it now, or the lease cannot be proven: drain, then stop for good. */
+  | { readonly type: "OWNERSHIP_LOST"; readonly reason: string }
+  /** As OWNERSHIP_LOST, without the drain: an exclusive container whose lease is about to end. */
+  | { readonly type: "FENCE"; readonly reason: string }
+  /** Its specification changed: stop it; the next request starts what is now asked for. */
+  | { readonly type: "RESTART"; readonly reason: string };
+
+export interface ContainerInput {
+  /** The engine can take and restore images, and the specification wants them. */
+  readonly restorable: boolean;
+  /** Found running when the agent came up again. */
+  readonly adopted: boolean;
+}
+
+export interface ContainerContext {
+  readonly restorable: boolean;
+  readonly adopted: boolean;
+  /** It runs without an image, and one is to be taken. */
+  readonly imageWanted: boolean;
+  /** A request came while it was stopping. */
+  readonly wanted: boolean;
+  /** It leaves this host for good. */
+  readonly leaving: boolean;
+  /** Consecutive failed starts; decides the back-off. */
+  readonly failures: number;
+  /** Why the last start was cold, or the last operation failed. */
+  readonly reason: string | undefined;
+}
+
+const reasonOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
+
+export const containerMachine = setup({
+  types: {
+    context: {} as ContainerContext,
+    events: {} as ContainerEvent,
+    input: {} as ContainerInput,
+  },
+  actors: {
+    restore: fromPromise<RestoreOutcome>(() => Promise.reject(new Error("not provided: restore"))),
+    start: fromPromise<void>(() => Promise.reject(new Error("not provided: start"))),
+    checkpoint: fromPromise<void>(() => Promise.reject(new Error("not provided: checkpoint"))),
+    /** Waits for the requests that are being answered; bounded; never fails for being late. */
+    drain: fromPromise<void>(() => Promise.reject(new Error("not provided: drain"))),
+    stop: fromPromise<void>(() => Promise.reject(new Error("not provided: stop"))),
+  },
+  delays: {
+    /** Between idle and the stop: a request that arrives meanwhile keeps it running. */
+    suspendGrace: 50,
+    /** 250 ms doubled with each failure, at most 30 s. */
+    backoff: ({ context }) => Math.min(30_000, 250 * 2 ** Math.max(0, context.failures - 1)),
+  },
+  guards: {
+    restorable: ({ context }) => context.restorable,
+    adopted: ({ context }) => context.adopted,
+    imageWanted: ({ context }) => context.imageWanted,
+    wanted: ({ context }) => context.wanted,
+    leaving: ({ context }) => context.leaving,
+  },
+  actions: {
+    want: assign({ wanted: true }),
+    leave: assign({ leaving: true, wanted: false }),
+    noteReason: assign({ reason: ({ event }) => ("reason" in event ? event.reason : undefined) }),
+    countFailure: assign({ failures: ({ context }) => context.failures + 1 }),
+  },
+}).createMachine({
+  id: "container",
+  context: ({ input }) => ({
+    restorable: input.restorable,
+    adopted: input.adopted,
+    imageWanted: false,
+    wanted: false,
+    leaving: false,
+    failures: 0,
+    reason: undefined,
+  }),
+  initial: "stopped",
+  states: {
+    stopped: {
+      always: { guard: "adopted", target: "running.serving" },
+      on: {
+        REQUEST: [{ guard: "restorable", target: "restoring" }, { target: "starting" }],
+        RELOCATE: { target: "left", actions: "noteReason" },
+        OWNERSHIP_LOST: { target: "left", actions: "noteReason" },
+        FENCE: { target: "left", actions: "noteReason" },
+      },
+    },
+    restoring: {
+      entry: assign({ wanted: false, imageWanted: false, reason: undefined }),
+      invoke: {
+        id: "restore",
+        src: "restore",
+        onDone: [
+          {
+            guard: ({ event }) => event.output.kind === "restored",
+            target: "running.serving",
+            actions: assign({ failures: 0 }),
+          },
+          {
+            target: "starting",
+            actions: assign({
+              imageWanted: true,
+              reason: ({ event }) => (event.output.kind === "restored" ? undefined : event.output.why),
+            }),
+          },
+        ],
+        onError: {
+          target: "starting",
+          actions: assign({ imageWanted: true, reason: ({ event }) => reasonOf(event.error) }),
+        },
+      },
+      on: {
+        RELOCATE: { target: "stopping", actions: ["leave", "noteReason"] },
+        OWNERSHIP_LOST: { target: "stopping", actions: ["leave", "noteReason"] },
+        FENCE: { target: "stopping", actions: ["leave", "noteReason"] },
+        RESTART: { target: "stopping", actions: ["want", "noteReason"] },
+      },
+    },
+    starting: {
+      entry: assign({ wanted: false }),
+      invoke: {
+        id: "start",
+        src: "start",
+        onDone: [
+          { guard: "imageWanted", target: "running.checkpointing", actions: assign({ failures: 0 }) },
+          { target: "running.serving", actions: assign({ failures: 0 }) },
+        ],
+        onError: {
+          target: "stopping",
+          actions: ["countFailure", assign({ reason: ({ event }) => reasonOf(event.error) })],
+        },
+      },
+      on: {
+        RELOCATE: { target: "stopping", actions: ["leave", "noteReason"] },
+        OWNERSHIP_LOST: { target: "stopping", actions: ["leave", "noteReason"] },
+        FENCE: { target: "stopping", actions: ["leave", "noteReason"] },
+        RESTART: { target: "stopping", actions: ["want", "noteReason"] },
+      },
+    },
+    running: {
+      initial: "serving",
+      exit: assign({ adopted: false }),
+      on: {
+        GONE: { target: "stopping", actions: assign({ reason: "its process ended" }) },
+        RELOCATE: { target: "relocating", actions: "noteReason" },
+        OWNERSHIP_LOST: { target: "relocating", actions: "noteReason" },
+        FENCE: { target: "stopping", actions: ["leave", "noteReason"] },
+        RESTART: { target: "stopping", actions: "noteReason" },
+      },
+      states: {
+        serving: {
+          on: { IDLE: "suspending" },
+        },
+        /** Requests wait: an image never holds what a user sent. */
+        checkpointing: {
+          invoke: {
+            id: "checkpoint",
+            src: "checkpoint",
+            onDone: { target: "serving", actions: assign({ imageWanted: false }) },
+            onError: {
+              target: "serving",
+              actions: assign({ imageWanted: false, reason: ({ event }) => reasonOf(event.error) }),
+            },
+          },
+        },
+        suspending: {
+          after: { suspendGrace: "#container.stopping" },
+          on: { REQUEST: "serving" },
+        },
+      },
+    },
+    relocating: {
+      entry: "leave",
+      invoke: {
+        id: "drain",
+        src: "drain",
+        onDone: "stopping",
+        onError: "stopping",
+      },
+      on: { GONE: "stopping", FENCE: "stopping" },
+    },
+    stopping: {
+      invoke: {
+        id: "stop",
+        src: "stop",
+        onDone: "settling",
+        onError: {
+          target: "settling",
+          actions: ["countFailure", assign({ reason: ({ event }) => reasonOf(event.error) })],
+        },
+      },
+      on: {
+        REQUEST: { guard: ({ context }) => !context.leaving, actions: "want" },
+        RELOCATE: { actions: "leave" },
+        OWNERSHIP_LOST: { actions: "leave" },
+        FENCE: { actions: "leave" },
+      },
+    },
+    /** Where to after a stop: decided at once. */
+    settling: {
+      always: [
+        { guard: "leaving", target: "left" },
+        { guard: ({ context }) => context.failures > 0, target: "failed" },
+        { guard: ({ context }) => context.wanted && context.restorable, target: "restoring" },
+        { guard: "wanted", target: "starting" },
+        { target: "stopped" },
+      ],
+    },
+    /** The next request after the back-off tries again. */
+    failed: {
+      after: { backoff: "stopped" },
+      on: {
+        RESTART: { target: "stopped", actions: assign({ failures: 0 }) },
+        RELOCATE: { target: "left", actions: "noteReason" },
+        OWNERSHIP_LOST: { target: "left", actions: "noteReason" },
+        FENCE: { target: "left", actions: "noteReason" },
+      },
+    },
+    left: { type: "final" },
+  },
+});

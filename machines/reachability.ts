@@ -1,0 +1,85 @@
+// How a proxy sees a host. Effects are given by actors/reachability.ts.
+//
+//   R1  One missed probe makes a host suspected: enough for `takeover: fast` (paper, "a false alarm is harmless").
+//   R2  A refused connection or an expired lease is proof: unreachable at once.
+//   R3  Any answer is proof of life, in every state.
+import { assign, fromPromise, setup } from "xstate";
+
+export type Verdict = "alive" | "silent" | "refused";
+
+export type ReachabilityEvent =
+  /** Anything that came back from the host. */
+  | { readonly type: "ALIVE" }
+  /** A probe found no answer within its limit. */
+  | { readonly type: "SILENT"; readonly reason: string }
+  /** Its machine says that nothing listens. */
+  | { readonly type: "REFUSED"; readonly reason: string }
+  /** The store dropped the host's lease. */
+  | { readonly type: "LEASE_EXPIRED" }
+  | { readonly type: "LEASE_GRANTED" };
+
+export interface ReachabilityContext {
+  /** Probes in a row without an answer. */
+  readonly misses: number;
+  readonly reason: string | undefined;
+}
+
+/** Missed probes in a row after which a host counts as unreachable. */
+const missLimit = 3;
+
+export const reachabilityMachine = setup({
+  types: { context: {} as ReachabilityContext, events: {} as ReachabilityEvent },
+  actors: {
+    /** Probes once more, after a pause; feeds the result back as the output. */
+    reprobe: fromPromise<Verdict>(() => Promise.reject(new Error("not provided: reprobe"))),
+  },
+  actions: {
+    clear: assign({ misses: 0, reason: undefined }),
+    miss: assign({
+      misses: ({ context }) => context.misses + 1,
+      reason: ({ event, context }) => ("reason" in event ? event.reason : context.reason),
+    }),
+  },
+}).createMachine({
+  id: "reachability",
+  context: { misses: 0, reason: undefined },
+  initial: "trusted",
+  on: {
+    LEASE_EXPIRED: { target: ".unreachable", actions: assign({ reason: "its lease expired" }) },
+  },
+  states: {
+    trusted: {
+      entry: "clear",
+      on: {
+        SILENT: { target: "suspected", actions: "miss" },
+        REFUSED: { target: "unreachable", actions: "miss" },
+      },
+    },
+    suspected: {
+      invoke: {
+        id: "reprobe",
+        src: "reprobe",
+        onDone: [
+          { guard: ({ event }) => event.output === "alive", target: "trusted" },
+          { guard: ({ event }) => event.output === "refused", target: "unreachable", actions: "miss" },
+          { guard: ({ context }) => context.misses + 1 >= missLimit, target: "unreachable", actions: "miss" },
+          { target: "suspected", reenter: true, actions: "miss" },
+        ],
+        onError: { target: "suspected", reenter: true, actions: "miss" },
+      },
+      on: { ALIVE: "trusted", REFUSED: { target: "unreachable", actions: "miss" } },
+    },
+    unreachable: {
+      invoke: {
+        id: "reprobe",
+        src: "reprobe",
+        onDone: [
+          { guard: ({ event }) => event.output === "alive", target: "trusted" },
+          { target: "unreachable", reenter: true, actions: "miss" },
+        ],
+        onError: { target: "unreachable", reenter: true, actions: "miss" },
+      },
+      on: { ALIVE: "trusted", LEASE_GRANTED: "trusted" },
+    },
+  },
+});

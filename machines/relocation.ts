@@ -1,0 +1,213 @@
+// One move, as a proxy drives it: from "its host may be dead", or "it has no host", to "it serves there".
+// Every request for the container waits on the one actor (actors/relocation.ts gives it its I/O).
+//
+//   M1  Nothing is claimed while the old owner answers the probe.
+//   M2  Each candidate is tried at most once, and at most `attemptLimit` of them.
+//   M3  It ends within its deadline: in `done` with an owner, or in `failed` with the reason.
+import { assign, fromPromise, setup } from "xstate";
+
+export interface MoveReason {
+  /** Stands in the placement, the trace and the log. */
+  readonly text: string;
+  /** The old owner is already known not to answer: no probe. */
+  readonly proven: boolean;
+}
+
+export interface Owner {
+  readonly host: string;
+  readonly epoch: number;
+}
+
+export type Ended =
+  /** The probe was answered: the owner stays. */
+  | { readonly kind: "alive"; readonly owner: Owner }
+  | { readonly kind: "moved"; readonly owner: Owner }
+  /** Another proxy was first. */
+  | { readonly kind: "taken"; readonly owner: Owner };
+
+export type ChooseOutcome =
+  /** `owner`: whom the claim has to supersede, as read now. */
+  | { readonly kind: "candidate"; readonly host: string; readonly owner: Owner | undefined }
+  | { readonly kind: "none"; readonly why: string };
+
+export type ClaimOutcome =
+  | { readonly kind: "won"; readonly owner: Owner }
+  | { readonly kind: "taken"; readonly owner: Owner }
+  /** The claim was lost to a release: what was read is no longer true. */
+  | { readonly kind: "stale"; readonly why: string }
+  | { readonly kind: "refused"; readonly why: string };
+
+export type ActivateOutcome = { readonly kind: "active" } | { readonly kind: "failed"; readonly why: string };
+
+export interface RelocationInput {
+  readonly container: string;
+  /** Owner at the start; absent: it has none. */
+  readonly owner: Owner | undefined;
+  readonly reason: MoveReason;
+  readonly attemptLimit: number;
+  readonly deadlineMs: number;
+}
+
+export interface RelocationContext extends RelocationInput {
+  readonly candidate: string | undefined;
+  readonly tried: readonly string[];
+  readonly ended: Ended | undefined;
+  /** Why each candidate did not do, newest last. */
+  readonly refusals: readonly string[];
+}
+
+const reasonOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
+
+export const relocationMachine = setup({
+  types: {
+    context: {} as RelocationContext,
+    input: {} as RelocationInput,
+    output: {} as Ended | { readonly kind: "failed"; readonly why: string },
+  },
+  actors: {
+    probe: fromPromise<"alive" | "dead", RelocationContext>(() => Promise.reject(new Error("not provided: probe"))),
+    choose: fromPromise<ChooseOutcome, RelocationContext>(() => Promise.reject(new Error("not provided: choose"))),
+    claim: fromPromise<ClaimOutcome, RelocationContext>(() => Promise.reject(new Error("not provided: claim"))),
+    activate: fromPromise<ActivateOutcome, RelocationContext>(() =>
+      Promise.reject(new Error("not provided: activate")),
+    ),
+  },
+  delays: { deadline: ({ context }) => context.deadlineMs },
+  guards: {
+    nothingToProbe: ({ context }) => context.owner === undefined || context.reason.proven,
+    attemptsExhausted: ({ context }) => context.tried.length >= context.attemptLimit,
+  },
+}).createMachine({
+  id: "relocation",
+  context: ({ input }) => ({ ...input, candidate: undefined, tried: [], ended: undefined, refusals: [] }),
+  output: ({ context }) => context.ended ?? { kind: "failed", why: context.refusals.join("; ") },
+  after: {
+    deadline: {
+      target: ".failed",
+      actions: assign({
+        refusals: ({ context }) => [...context.refusals, `not done within ${context.deadlineMs} ms`],
+      }),
+    },
+  },
+  initial: "probing",
+  states: {
+    probing: {
+      always: { guard: "nothingToProbe", target: "choosing" },
+      invoke: {
+        id: "probe",
+        src: "probe",
+        input: ({ context }) => context,
+        onDone: [
+          {
+            guard: ({ event, context }) => event.output === "alive" && context.owner !== undefined,
+            target: "done",
+            actions: assign({ ended: ({ context }) => ({ kind: "alive", owner: context.owner as Owner }) }),
+          },
+          { target: "choosing" },
+        ],
+        onError: "choosing",
+      },
+    },
+    choosing: {
+      always: { guard: "attemptsExhausted", target: "failed" },
+      invoke: {
+        id: "choose",
+        src: "choose",
+        input: ({ context }) => context,
+        onDone: [
+          {
+            guard: ({ event }) => event.output.kind === "candidate",
+            target: "claiming",
+            actions: assign({
+              candidate: ({ event }) => (event.output.kind === "candidate" ? event.output.host : undefined),
+              owner: ({ event, context }) => (event.output.kind === "candidate" ? event.output.owner : context.owner),
+              tried: ({ event, context }) =>
+                event.output.kind === "candidate" ? [...context.tried, event.output.host] : context.tried,
+            }),
+          },
+          {
+            target: "failed",
+            actions: assign({
+              refusals: ({ event, context }) =>
+                event.output.kind === "none" ? [...context.refusals, event.output.why] : context.refusals,
+            }),
+          },
+        ],
+        onError: {
+          target: "failed",
+          actions: assign({ refusals: ({ event, context }) => [...context.refusals, reasonOf(event.error)] }),
+        },
+      },
+    },
+    claiming: {
+      invoke: {
+        id: "claim",
+        src: "claim",
+        input: ({ context }) => context,
+        onDone: [
+          {
+            guard: ({ event }) => event.output.kind === "won",
+            target: "activating",
+            actions: assign({
+              owner: ({ event, context }) => (event.output.kind === "won" ? event.output.owner : context.owner),
+            }),
+          },
+          {
+            guard: ({ event }) => event.output.kind === "taken",
+            target: "done",
+            actions: assign({
+              ended: ({ event }) =>
+                event.output.kind === "taken" ? { kind: "taken" as const, owner: event.output.owner } : undefined,
+            }),
+          },
+          {
+            target: "choosing",
+            actions: assign({
+              refusals: ({ event, context }) =>
+                "why" in event.output
+                  ? [...context.refusals, `${context.candidate}: ${event.output.why}`]
+                  : context.refusals,
+            }),
+          },
+        ],
+        onError: {
+          target: "choosing",
+          actions: assign({
+            refusals: ({ event, context }) => [...context.refusals, `${context.candidate}: ${reasonOf(event.error)}`],
+          }),
+        },
+      },
+    },
+    activating: {
+      invoke: {
+        id: "activate",
+        src: "activate",
+        input: ({ context }) => context,
+        onDone: [
+          {
+            guard: ({ event }) => event.output.kind === "active",
+            target: "done",
+            actions: assign({ ended: ({ context }) => ({ kind: "moved", owner: context.owner as Owner }) }),
+          },
+          {
+            target: "choosing",
+            actions: assign({
+              refusals: ({ event, context }) =>
+                "why" in event.output
+                  ? [...context.refusals, `${context.candidate}: ${event.output.why}`]
+                  : context.refusals,
+            }),
+          },
+        ],
+        onError: {
+          target: "choosing",
+          actions: assign({
+            refusals: ({ event, context }) => [...context.refusals, `${context.candidate}: ${reasonOf(event.error)}`],
+          }),
+        },
+      },
+    },
+    done: { type: "final" },
+    failed: { type: "final" },
+  },
+});

@@ -1,0 +1,65 @@
+// What proxies and hosts say to each other over HTTP: header names, paths, and the shapes of the calls.
+// A request with `hakobu-container` is a tenant's, for the dispatcher; any other is a call to the control API.
+import { z } from "zod";
+
+export const header = {
+  container: "hakobu-container",
+  epoch: "hakobu-epoch",
+  /** On a response of the host's own (421, 503): `moved` or `refused`. A container's response never carries it. */
+  verdict: "hakobu-verdict",
+  /** On a response that had to wait for its container: how that came up. */
+  activation: "hakobu-activation",
+} as const;
+
+export const path = { claim: "/v1/claim", activate: "/v1/activate", host: "/v1/host" } as const;
+
+const epoch = z.number().int().nonnegative();
+
+export const placementSchema = z.object({
+  container: z.string(),
+  host: z.string(),
+  epoch,
+  since: z.string(),
+  from: z.string().exactOptional(),
+  reason: z.string(),
+});
+
+export const claimSchema = z.object({
+  container: z.string(),
+  expected: epoch,
+  from: z.string().exactOptional(),
+  reason: z.string().max(500),
+});
+
+export const activateSchema = z.object({ container: z.string(), epoch });
+
+const activationSchema = z.object({
+  how: z.enum(["running", "restored", "cold"]),
+  epoch,
+  image: z.string().exactOptional(),
+  bytes: z.number().exactOptional(),
+  note: z.string().exactOptional(),
+  phases: z.array(z.object({ name: z.string(), ms: z.number() })),
+});
+
+const moved = z.object({ kind: z.literal("moved"), placement: placementSchema.exactOptional() });
+
+export const claimReplySchema = z.discriminatedUnion("kind", [
+  z.object({ kind: z.literal("won"), placement: placementSchema }),
+  moved,
+  z.object({ kind: z.literal("refused"), reason: z.string(), retryAfterMs: z.number().exactOptional() }),
+]);
+
+export const activateReplySchema = z.discriminatedUnion("kind", [
+  z.object({ kind: z.literal("active"), activation: activationSchema }),
+  moved,
+  z.object({ kind: z.literal("failed"), reason: z.string() }),
+]);
+
+/** Body of a response with `hakobu-verdict`. */
+export const verdictSchema = z.discriminatedUnion("verdict", [
+  z.object({ verdict: z.literal("moved"), placement: placementSchema.exactOptional() }),
+  z.object({ verdict: z.literal("refused"), reason: z.string(), retryAfterMs: z.number().exactOptional() }),
+]);
+
+export type VerdictBody = z.infer<typeof verdictSchema>;
