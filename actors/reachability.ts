@@ -31,6 +31,8 @@ export class ReachabilityActor {
   readonly host: string;
   /** `clock.now()` at which the host was last heard. */
   lastHeardMs = Number.NEGATIVE_INFINITY;
+  /** How long the last probe took that was answered or given up. */
+  lastProbeMs = 0;
   state: "trusted" | "suspected" | "unreachable" = "trusted";
   readonly #deps: ReachabilityDeps;
   readonly #target: Target;
@@ -132,8 +134,11 @@ export class ReachabilityActor {
   #ask(timeoutMs: number): Promise<ProbeResult> {
     const underWay = this.#probes.get(timeoutMs);
     if (underWay !== undefined) return underWay;
-    const probe = this.#deps.prober.probe(this.#target, timeoutMs).then((result) => {
+    const { clock, prober } = this.#deps;
+    const begunMs = clock.now();
+    const probe = prober.probe(this.#target, timeoutMs).then((result) => {
       this.#probes.delete(timeoutMs);
+      this.lastProbeMs = clock.now() - begunMs;
       this.#take(result);
       return result;
     });

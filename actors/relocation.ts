@@ -57,6 +57,8 @@ export interface MoveReport {
 
 export interface Move {
   readonly ended: Ended;
+  /** Of its span, to be linked from the requests that waited for it. */
+  readonly context: TraceContext;
   /** The first request to get an answer from the new owner says so; later calls do nothing. */
   answered(): void;
 }
@@ -179,7 +181,7 @@ export class Relocations {
     span.set({ "hakobu.to": ended.owner.host, "hakobu.epoch": ended.owner.epoch, "hakobu.outcome": ended.kind });
     if (ended.kind !== "moved") {
       span.end();
-      return { ended, answered() {} };
+      return { ended, context: span.context, answered() {} };
     }
     return this.#report(ended, span, trigger, {
       container: name,
@@ -235,7 +237,7 @@ export class Relocations {
       );
     };
     const timer = clock.setTimeout(() => end(false), this.#deps.deadlineMs) as number;
-    return { ended, answered: () => end(true) };
+    return { ended, context: span.context, answered: () => end(true) };
   }
 
   async #probe(context: RelocationContext, record: SpecRecord): Promise<"alive" | "dead"> {

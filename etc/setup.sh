@@ -75,7 +75,8 @@ build() {
   [[ -f $stamp && $(<"$stamp") == "$want" ]] && return
   say "building"
   rm -rf "$root/dist"
-  npm run build --prefix "$root" --no-update-notifier --silent </dev/null || fail "the build failed (the compiler's messages are above)"
+  npm run build --prefix "$root" --no-update-notifier --silent </dev/null ||
+    fail "the build failed (the compiler's messages are above)"
   echo "$want" >"$stamp"
   keep_owner "$root/dist"
 }

@@ -53,6 +53,7 @@ printf 'Types: deb-src\nURIs: %s\nSuites: %s\nComponents: main\nSigned-By: %s\n'
 private=(
   -o Dir::Etc::SourceList=/dev/null -o Dir::Etc::SourceParts="$build/sources"
   -o Dir::State::Lists="$build/lists" -o Dir::Cache="$build/cache" -o Acquire::Retries=3
+  -o APT::Sandbox::User=root # the private folders are root's
 )
 apt-get "${private[@]}" update >>"$log" 2>&1 </dev/null || give_up 3 "Debian's list of sources could not be fetched"
 # One line a file: 'URI' NAME SIZE SHA256:HASH. Only the upstream archive is wanted.

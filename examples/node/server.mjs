@@ -50,18 +50,19 @@ async function answer(request) {
   }
 }
 
-const server = createServer((request, response) => {
-  answer(request)
-    .catch((error) => [error instanceof RangeError ? 413 : 500, `${error.message}\n`])
-    .then(([status, content]) => {
-      const json = typeof content !== "string";
-      response.writeHead(status, {
-        "content-type": json ? "application/json" : "text/plain; charset=utf-8",
-        "x-served-by": `host=${hostname()}; pid=${process.pid}; epoch=${epoch()}`,
-      });
-      response.end(json ? JSON.stringify(content) : content);
-    });
-});
+async function respond(request, response) {
+  const [status, content] = await answer(request).catch((error) => {
+    return [error instanceof RangeError ? 413 : 500, `${error.message}\n`];
+  });
+  const json = typeof content !== "string";
+  response.writeHead(status, {
+    "content-type": json ? "application/json" : "text/plain; charset=utf-8",
+    "x-served-by": `host=${hostname()}; pid=${process.pid}; epoch=${epoch()}`,
+  });
+  response.end(json ? JSON.stringify(content) : content);
+}
 
-server.listen(Number(PORT), HOST, () => console.log(`listening on ${HOST}:${PORT}`));
+const server = createServer((request, response) => void respond(request, response));
+
+server.listen(Number(PORT), HOST, () => process.stdout.write(`listening on ${HOST}:${PORT}\n`));
 process.once("SIGTERM", () => server.close());

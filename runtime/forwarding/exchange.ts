@@ -33,6 +33,8 @@ export interface ExchangeOptions {
   readonly bodyTimeoutMs: number;
   readonly body?: ReplayBody | undefined;
   readonly cancellation?: Cancellation | undefined;
+  /** Fields to add to a response that is passed on, flat. */
+  readonly responseHeaders?: readonly string[] | undefined;
   /** Called with the head of the final response, before anything of it is passed on. `keep` gives it to the caller instead of the client. */
   readonly onResponse?: ((status: number, internal: Readonly<Record<string, string>>) => "pass" | "keep") | undefined;
 }
@@ -128,6 +130,7 @@ export class Exchange<Extra = never> implements Dispatcher.DispatchHandler {
     this.#status = status;
     this.#statusText = statusText;
     this.#headers = head.headers;
+    if (this.#options.responseHeaders !== undefined) this.#headers.push(...this.#options.responseHeaders);
     this.#length = head.contentLength;
     this.#internal = head.internal ?? NO_INTERNAL;
     if (this.#options.onResponse?.(status, this.#internal) === "keep") {
@@ -271,13 +274,13 @@ export class Exchange<Extra = never> implements Dispatcher.DispatchHandler {
   /** RFC 8297. Other interim responses stop here: 100 is answered by node:http itself, 102 means nothing to a browser. */
   #passHints(raw: readonly Buffer[]): void {
     if (this.#outgoing.headersSent || this.#outgoing.req.httpVersionMinor === 0) return;
-    const hints: Record<string, string | string[]> = {};
+    const hints: Record<string, string[]> = {};
     const { headers } = responseHead(raw);
     for (let i = 0; i < headers.length; i += 2) {
       const name = (headers[i] as string).toLowerCase();
-      const before = hints[name];
-      const value = headers[i + 1] as string;
-      hints[name] = before === undefined ? value : [...(typeof before === "string" ? [before] : before), value];
+      // node:http takes links one by one.
+      const values = name === "link" ? (headers[i + 1] as string).split(/,\s*(?=<)/) : [headers[i + 1] as string];
+      (hints[name] ??= []).push(...values);
     }
     try {
       this.#outgoing.writeEarlyHints(hints);

@@ -4,7 +4,9 @@
 //       late), and a stall of the event loop alone never ends one.
 //   P2  A response that ends by the closing of its connection is complete only if the connection was closed and not reset.
 //       undici lets ECONNRESET pass for the end of such a response (for macOS); the connector gives it another code.
-//   P3  `destroy` cuts every socket of a target at once, those still connecting and upgraded ones too.
+//   P3  An aborted request closes its connection and opens none. undici would take the request for one to be sent again,
+//       connect for it, and only then see that it was aborted; here too another code makes the difference.
+//   P4  `destroy` cuts every socket of a target at once, those still connecting and upgraded ones too.
 import { connect, type Socket, type TcpNetConnectOpts } from "node:net";
 import { type buildConnector, Pool } from "undici";
 import { HakobuError } from "../../actors/hakobu-error.js";
@@ -134,10 +136,12 @@ function connector(target: Target, timeoutMs: number, sockets: Set<Socket>): bui
       clearTimeout(timer);
       callback(null, socket);
     });
-    // Stays for the whole life of the socket, and is called before undici's own listener (P2).
+    // Stays for the whole life of the socket, and is called before undici's own listener.
     socket.on("error", (error: NodeJS.ErrnoException) => {
       if (pending) return fail(error);
-      if (error.code === "ECONNRESET") error.code = BROKEN_CONNECTION;
+      if (error.code === "ECONNRESET")
+        error.code = BROKEN_CONNECTION; // P2
+      else if (error.code === "UND_ERR_INFO" && error.message === "aborted") error.code = "UND_ERR_ABORTED"; // P3
     });
     socket.once("close", () => {
       sockets.delete(socket);

@@ -58,17 +58,35 @@ class Upgrade extends Exchange<{ readonly kind: "tunnelled" }> implements Dispat
   readonly #outgoing: ServerResponse;
   readonly #head: Buffer;
   readonly #options: Omit<ForwardOptions, "body">;
+  readonly #client: Socket | null;
 
   constructor(outgoing: ServerResponse, head: Buffer, options: Omit<ForwardOptions, "body">) {
     super(outgoing, options);
     this.#outgoing = outgoing;
     this.#head = head;
     this.#options = options;
+    this.#client = outgoing.socket;
+    // Until there is a tunnel nobody reads this socket, and one that is not read does not learn that its client has gone.
+    this.#client?.once("end", this.#onClientEnd).read(0);
+  }
+
+  readonly #onClientEnd = (): void => {
+    this.#client?.destroy();
+  };
+
+  protected override takeOver(): void {
+    this.#client?.off("end", this.#onClientEnd);
+    super.takeOver();
+  }
+
+  protected override finish(outcome: UpgradeOutcome): void {
+    this.#client?.off("end", this.#onClientEnd);
+    super.finish(outcome);
   }
 
   onUpgrade(status: number, raw: unknown, upstreamSide: Duplex): void {
     const upstream = upstreamSide as Socket;
-    const client = this.#outgoing.socket;
+    const client = this.#client;
     if (!this.pending || client === null || client.destroyed) {
       upstream.destroy();
       return this.finish({ kind: "client-gone" });

@@ -68,9 +68,11 @@ export function etcdSettings(options: EtcdOptions): EtcdSettings {
   const { renewEveryMs = ttlMs / 4, stopBudgetMs = ttlMs / 5 } = options;
   if (hosts.length === 0) invalid("hosts", "names no etcd member; give at least one, like http://127.0.0.1:2379");
   for (const host of hosts)
-    if (!/^https?:\/\/[^/\s]+:\d+$/.test(host)) invalid("hosts", `has ${JSON.stringify(host)}; write http(s)://host:port`);
+    if (!/^https?:\/\/[^/\s]+:\d+$/.test(host))
+      invalid("hosts", `has ${JSON.stringify(host)}; write http(s)://host:port`);
   const secure = hosts.filter((host) => host.startsWith("https:")).length;
-  if (secure !== 0 && secure !== hosts.length) invalid("hosts", "mixes http and https; use one of them for all members");
+  if (secure !== 0 && secure !== hosts.length)
+    invalid("hosts", "mixes http and https; use one of them for all members");
   if (tls && secure === 0) invalid("tls", "is given but the hosts are http://; write https:// or leave tls out");
   if (tls && (tls.certFile === undefined) !== (tls.keyFile === undefined))
     invalid("tls", "needs certFile and keyFile together");
@@ -81,7 +83,10 @@ export function etcdSettings(options: EtcdOptions): EtcdSettings {
   if (!(renewEveryMs > 0 && renewEveryMs <= ttlMs / 3))
     invalid("renewEveryMs", `is ${renewEveryMs}; with a TTL of ${ttlSeconds} s use at most ${Math.floor(ttlMs / 3)}`);
   if (!(stopBudgetMs > 0 && stopBudgetMs < ttlMs / 2))
-    invalid("stopBudgetMs", `is ${stopBudgetMs}; with a TTL of ${ttlSeconds} s use more than 0 and less than ${ttlMs / 2}`);
+    invalid(
+      "stopBudgetMs",
+      `is ${stopBudgetMs}; with a TTL of ${ttlSeconds} s use more than 0 and less than ${ttlMs / 2}`,
+    );
   if (!(callTimeoutMs >= 10)) invalid("callTimeoutMs", `is ${callTimeoutMs}; use at least 10`);
   const given = { ...(tls ? { tls } : {}), ...(auth ? { auth } : {}) };
   return Object.freeze({ hosts, prefix, ttlMs, renewEveryMs, stopBudgetMs, callTimeoutMs, ...given });

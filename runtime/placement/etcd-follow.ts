@@ -135,7 +135,7 @@ async function* watch(
   } catch (error) {
     throw silent ?? error;
   } finally {
-    clock.clearTimeout(timer as number);
+    clock.clearTimeout(timer);
     signal.removeEventListener("abort", abort);
     stream.cancel();
   }

@@ -86,13 +86,13 @@ export class EtcdLease {
 
   #end(): void {
     if (this.#over.signal.aborted) return;
-    this.#deps.clock.clearTimeout(this.#timer as number);
+    this.#deps.clock.clearTimeout(this.#timer);
     this.#over.abort(new Error("the lease is over"));
   }
 
   #watchDeadline(): void {
     const { clock, settings } = this.#deps;
-    clock.clearTimeout(this.#timer as number);
+    clock.clearTimeout(this.#timer);
     this.#timer = clock.setTimeout(
       () => {
         if (clock.now() < this.#provenUntil) this.#watchDeadline();
@@ -106,10 +106,11 @@ export class EtcdLease {
     const { connection, clock, log } = this.#deps;
     const over = this.#over.signal;
     while (!over.aborted) {
+      const { client } = connection;
       try {
-        const { client } = connection;
-        await this.#keepOver(await client.leaseClient.leaseKeepAlive()).finally(() => connection.failed(client));
+        await this.#keepOver(await client.leaseClient.leaseKeepAlive());
       } catch (error) {
+        connection.failed(client);
         if (!over.aborted) log.warn({ lease: this.id, reason: reasonOf(error) }, "keep-alive interrupted");
       }
       await delay(clock, reopenAfterMs, over).catch(() => undefined);
@@ -140,7 +141,7 @@ export class EtcdLease {
       stream.on("data", ({ TTL }) => {
         if (answered) return;
         answered = true;
-        clock.clearTimeout(timer as number);
+        clock.clearTimeout(timer);
         if (over.aborted) return;
         if (Number(TTL) <= 0) return this.lose("etcd has dropped the lease");
         if (!this.#extend(sentAt, TTL)) return;
@@ -153,7 +154,7 @@ export class EtcdLease {
       if (over.aborted) resolve();
       else send();
     }).finally(() => {
-      clock.clearTimeout(timer as number);
+      clock.clearTimeout(timer);
       if (onOver) over.removeEventListener("abort", onOver);
       // Ended only when all is well: etcd3 opens a new connection for a stream that is cancelled before its end.
       if (over.aborted) stream.end();

@@ -1,0 +1,39 @@
+// How the command line talks: progress on one line of a terminal (or now and then in a log), errors in one line.
+import { HakobuError, reasonOf } from "../../actors/hakobu-error.js";
+
+export interface Progress {
+  say(text: string): void;
+  /** Clears the line: other output follows. */
+  done(): void;
+}
+
+const plainEveryMs = 2000;
+
+/** On standard error, so that data on standard output stays clean. */
+export function progress(stream: NodeJS.WriteStream = process.stderr): Progress {
+  let lastMs = Number.NEGATIVE_INFINITY;
+  let lastTitle = "";
+  return {
+    say(text) {
+      if (stream.isTTY) {
+        stream.write(`\r\x1b[K${text.slice(0, (stream.columns || 80) - 1)}`);
+        return;
+      }
+      const title = text.split(":")[0] as string;
+      if (performance.now() - lastMs < plainEveryMs && title === lastTitle) return;
+      lastMs = performance.now();
+      lastTitle = title;
+      stream.write(`${text}\n`);
+    },
+    done() {
+      if (stream.isTTY) stream.write("\r\x1b[K");
+    },
+  };
+}
+
+/** One line on standard error; the stack only with HAKOBU_DEBUG. @returns the exit status */
+export function fail(error: unknown): number {
+  process.stderr.write(`hakobu: ${reasonOf(error)}\n`);
+  if (process.env.HAKOBU_DEBUG && error instanceof Error) process.stderr.write(`${error.stack}\n`);
+  return error instanceof HakobuError && error.code === "CONFIG_INVALID" ? 2 : 1;
+}

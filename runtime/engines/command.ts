@@ -1,0 +1,95 @@
+// Runs a program to its end: with a deadline, an AbortSignal and a bounded memory of what it wrote.
+//
+//   C1  The promise settles only when the program has ended, also after an abort: the caller may clean up at once.
+//   C2  A program that must end early takes its whole process group with it.
+import { spawn } from "node:child_process";
+import { type ErrorCode, HakobuError, reasonOf } from "../../actors/hakobu-error.js";
+
+export interface CommandOptions {
+  /** Thrown when it exits with anything but 0. */
+  readonly failure: ErrorCode;
+  /** What it is for, in the messages: "the restore". */
+  readonly title: string;
+  readonly timeoutMs: number;
+  readonly signal?: AbortSignal;
+  readonly input?: string;
+  /** Open files that it gets as 3, 4, ... */
+  readonly files?: readonly number[];
+  /** An open file for its standard output and error: for programs that leave a daemon behind, which must not hold a pipe. */
+  readonly output?: number;
+}
+
+const keptCharacters = 16_384;
+
+/**
+ * @returns its standard output, the last 16 KiB of it
+ * @throws HakobuError `failure` when it fails or cannot be run, DEADLINE_EXCEEDED, and the signal's reason (as ABORTED where
+ *   that is no HakobuError)
+ */
+export function runCommand(argv: readonly string[], options: CommandOptions): Promise<string> {
+  const { failure, title, timeoutMs, signal, input, files = [], output } = options;
+  return new Promise((resolve, reject) => {
+    if (signal?.aborted) return reject(abortError(signal, title));
+    const [program = "", ...args] = argv;
+    const child = spawn(program, args, {
+      detached: true,
+      stdio: [input === undefined ? "ignore" : "pipe", output ?? "pipe", output ?? "pipe", ...files],
+    });
+    let stdout = "";
+    let stderr = "";
+    let early: HakobuError | undefined;
+    child.stdout?.setEncoding("utf8").on("data", (text: string) => {
+      stdout = (stdout + text).slice(-keptCharacters);
+    });
+    child.stderr?.setEncoding("utf8").on("data", (text: string) => {
+      stderr = (stderr + text).slice(-keptCharacters);
+    });
+    // A program that ends without reading its input is judged by its exit code.
+    child.stdin?.on("error", () => {}).end(input);
+
+    const end = (why: HakobuError): void => {
+      early ??= why;
+      if (child.pid === undefined) return;
+      try {
+        process.kill(-child.pid, "SIGKILL");
+      } catch {
+        // It has ended by itself in this moment.
+      }
+    };
+    const onAbort = (): void => end(abortError(signal, title));
+    signal?.addEventListener("abort", onAbort, { once: true });
+    const timer = setTimeout(
+      () => end(new HakobuError("DEADLINE_EXCEEDED", `${title} took longer than ${timeoutMs} ms`, { retryable: true })),
+      timeoutMs,
+    );
+    const settle = (error?: HakobuError): void => {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", onAbort);
+      if (early ?? error) reject(early ?? error);
+      else resolve(stdout);
+    };
+    child.once("error", (error) =>
+      settle(new HakobuError(failure, `${title}: cannot run ${program}: ${reasonOf(error)}`, { cause: error })),
+    );
+    child.once("close", (code, killedBy) => {
+      if (code === 0) return settle();
+      const how = killedBy === null ? `exit code ${code}` : `killed by ${killedBy}`;
+      const said = lastLines(stderr || stdout, 5);
+      settle(new HakobuError(failure, `${title}: ${program} failed (${how})${said === "" ? "" : `: ${said}`}`));
+    });
+  });
+}
+
+/** What is thrown for an aborted signal: its own reason where that says it well already. */
+export function abortError(signal: AbortSignal | undefined, title: string): HakobuError {
+  const reason: unknown = signal?.reason;
+  if (reason instanceof HakobuError) return reason;
+  const late = reason instanceof DOMException && reason.name === "TimeoutError";
+  return late
+    ? new HakobuError("DEADLINE_EXCEEDED", `${title} was not done in time`, { cause: reason, retryable: true })
+    : new HakobuError("ABORTED", `${title} was cancelled`, { cause: reason });
+}
+
+export function lastLines(text: string, count: number): string {
+  return text.trimEnd().split("\n").slice(-count).join("\n");
+}

@@ -1,0 +1,152 @@
+// A container's control group: limits, and the way to reach every process of it. Hierarchies of version 1 (also beside an
+// empty version 2, "hybrid") and of version 2.
+//
+//   G1  Cold started and restored containers have the same limits, written here.
+//   G2  After removeCgroup() no process of the container is left: it throws otherwise.
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { HakobuError, reasonOf } from "../../../actors/hakobu-error.js";
+import type { ContainerSpec } from "../../../actors/ports/spec.js";
+import { signalProcess, waitUntil } from "../process-table.js";
+import type { Names } from "./names.js";
+
+const mountPoint = "/sys/fs/cgroup";
+const periodUs = 100_000;
+const killLimitMs = 5_000;
+
+/** What a container gets of /dev; without CAP_MKNOD it cannot make more. null zero full random urandom tty ptmx pts. */
+const devices = ["c 1:3", "c 1:5", "c 1:7", "c 1:8", "c 1:9", "c 5:0", "c 5:2", "c 136:*"];
+
+export interface Cgroups {
+  readonly version: 1 | 2;
+  /** Directories that a process enters to be limited: one for each hierarchy used, for version 2 one. */
+  of(names: Names): readonly string[];
+}
+
+export function findCgroups(): Cgroups {
+  if (existsSync(join(mountPoint, "cgroup.controllers")))
+    return { version: 2, of: (names) => [join(mountPoint, names.cgroup)] };
+  const used = ["cpu", "memory", "pids", "devices"].filter((each) => existsSync(join(mountPoint, each, "cgroup.procs")));
+  return { version: 1, of: (names) => used.map((each) => join(mountPoint, each, names.cgroup)) };
+}
+
+/** Makes it and sets its limits. @returns what could not be limited and why, for the log */
+export function createCgroup(cgroups: Cgroups, names: Names, limits: ContainerSpec["limits"]): string[] {
+  const unlimited: string[] = [];
+  const set = (directory: string, file: string, value: string): void => {
+    try {
+      writeFileSync(join(directory, file), value);
+    } catch (error) {
+      unlimited.push(`${file}: ${reasonOf(error)}`);
+    }
+  };
+  const bytes = String(limits.memoryMiB * 1024 * 1024);
+  const quotaUs = String(Math.max(1_000, Math.round(limits.cpus * periodUs)));
+  for (const directory of cgroups.of(names)) {
+    if (cgroups.version === 2) {
+      delegate(directory);
+      mkdirSync(directory, { recursive: true });
+      set(directory, "cpu.max", `${quotaUs} ${periodUs}`);
+      set(directory, "memory.max", bytes);
+      if (existsSync(join(directory, "memory.swap.max"))) set(directory, "memory.swap.max", "0");
+      set(directory, "pids.max", String(limits.pids));
+      continue;
+    }
+    mkdirSync(directory, { recursive: true });
+    switch (directory.slice(mountPoint.length + 1).split("/", 1)[0]) {
+      case "cpu":
+        set(directory, "cpu.cfs_quota_us", quotaUs);
+        break;
+      case "memory":
+        set(directory, "memory.limit_in_bytes", bytes);
+        if (existsSync(join(directory, "memory.memsw.limit_in_bytes")))
+          set(directory, "memory.memsw.limit_in_bytes", bytes);
+        break;
+      case "pids":
+        set(directory, "pids.max", String(limits.pids));
+        break;
+      case "devices":
+        set(directory, "devices.deny", "a");
+        for (const device of devices) set(directory, "devices.allow", `${device} rwm`);
+        break;
+    }
+  }
+  return unlimited;
+}
+
+export function hasCgroup(names: Names): boolean {
+  return hierarchies().some((hierarchy) => existsSync(join(hierarchy, names.cgroup)));
+}
+
+/** Kills whatever is inside, and removes it from every hierarchy (runc enters all of them). Idempotent. */
+export async function removeCgroup(names: Names): Promise<void> {
+  const directories = hierarchies()
+    .map((hierarchy) => join(hierarchy, names.cgroup))
+    .filter(existsSync);
+  const emptied = await waitUntil(() => {
+    const inside = new Set(directories.flatMap(processesIn));
+    for (const pid of inside) signalProcess(pid, "SIGKILL");
+    return inside.size === 0;
+  }, killLimitMs);
+  if (!emptied)
+    throw new HakobuError(
+      "STOP_FAILED",
+      `processes of ${names.container} are left after KILL: ${[...new Set(directories.flatMap(processesIn))].join(" ")}`,
+    );
+  for (const directory of directories) {
+    if (!(await waitUntil(() => remove(directory), killLimitMs)))
+      throw new HakobuError("STOP_FAILED", `cannot remove the control group ${directory}: it is in use`);
+    // The parents go with the last container.
+    if (remove(dirname(directory))) remove(dirname(dirname(directory)));
+  }
+}
+
+/** False while it is in use. */
+function remove(directory: string): boolean {
+  for (const child of subdirectories(directory)) remove(join(directory, child));
+  try {
+    rmdirSync(directory);
+    return true;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === "ENOENT";
+  }
+}
+
+function hierarchies(): string[] {
+  if (existsSync(join(mountPoint, "cgroup.controllers"))) return [mountPoint];
+  return subdirectories(mountPoint).map((name) => join(mountPoint, name));
+}
+
+function processesIn(directory: string): number[] {
+  const own = ((): string => {
+    try {
+      return readFileSync(join(directory, "cgroup.procs"), "latin1");
+    } catch {
+      return "";
+    }
+  })();
+  const below = subdirectories(directory).flatMap((name) => processesIn(join(directory, name)));
+  return [...own.split("\n").filter(Boolean).map(Number), ...below];
+}
+
+function subdirectories(directory: string): string[] {
+  try {
+    return readdirSync(directory, { withFileTypes: true })
+      .filter((entry) => entry.isDirectory())
+      .map(({ name }) => name);
+  } catch {
+    return [];
+  }
+}
+
+/** Version 2: controllers are handed down from each ancestor. What is refused shows when the limit is set. */
+function delegate(directory: string): void {
+  mkdirSync(dirname(directory), { recursive: true });
+  for (const ancestor of [dirname(dirname(dirname(directory))), dirname(dirname(directory)), dirname(directory)])
+    for (const controller of ["cpu", "memory", "pids"])
+      try {
+        writeFileSync(join(ancestor, "cgroup.subtree_control"), `+${controller}`);
+      } catch {
+        // Not there, or the group has processes of its own (cgroups(7), "no internal processes").
+      }
+}

@@ -1,0 +1,134 @@
+// A host of Hakobu as one object: the host actor, its dispatcher and its control API on one port. The program (`hakobu host`)
+// makes one; so may any TypeScript service (examples/embed).
+import { randomUUID } from "node:crypto";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
+import { ClusterView } from "../actors/cluster-view.js";
+import { HostActor } from "../actors/host.js";
+import type { Clock } from "../actors/ports/clock.js";
+import type { Engine } from "../actors/ports/engine.js";
+import type { ImageStore } from "../actors/ports/image-store.js";
+import type { Log } from "../actors/ports/log.js";
+import type { PlacementStore } from "../actors/ports/placement-store.js";
+import type { Tracer } from "../actors/ports/tracer.js";
+import { noTracing } from "../actors/ports/tracer.js";
+import { ActorRegistry } from "../actors/registry.js";
+import { controlApi } from "./dispatcher/control.js";
+import { Dispatcher } from "./dispatcher/dispatcher.js";
+import { header } from "./dispatcher/protocol.js";
+import { httpReadiness } from "./dispatcher/readiness.js";
+import { Pools, SOCKET_HIGH_WATER_MARK } from "./forwarding/pools.js";
+import { listen, shut } from "./http-server.js";
+import { TcpProber } from "./probes/tcp.js";
+import { systemClock } from "./system-clock.js";
+
+export interface HostOptions {
+  readonly id: string;
+  readonly listen: { readonly address: string; readonly port: number };
+  /** Where proxies reach it; default: where it listens. */
+  readonly advertise?: { readonly address: string; readonly port: number };
+  readonly store: PlacementStore;
+  readonly engines: readonly Engine[];
+  readonly images: ImageStore;
+  readonly log: Log;
+  readonly capacity?: number;
+  readonly fingerprint?: Readonly<Record<string, string>>;
+  readonly maxWaiting?: number;
+  readonly replayLimitBytes?: number;
+  readonly requestTimeoutMs?: number;
+  readonly tracer?: Tracer;
+  readonly clock?: Clock;
+  readonly registry?: ActorRegistry;
+}
+
+export interface HakobuHost {
+  readonly actor: HostActor;
+  readonly registry: ActorRegistry;
+  readonly address: string;
+  readonly port: number;
+  /** Stops its containers, gives up its placements and its lease. Idempotent. */
+  close(): Promise<void>;
+  /** Cuts every connection and leaves containers and lease as they are, as a crash does. Idempotent. */
+  destroy(): Promise<void>;
+}
+
+/**
+ * Listens, joins the cluster, and resolves when it may own containers.
+ * @throws HakobuError HOST_ID_TAKEN, CONFIG_INVALID (the address cannot be listened on)
+ */
+export async function createHost(options: HostOptions, signal?: AbortSignal): Promise<HakobuHost> {
+  const { id, store, log, images, clock = systemClock, tracer = noTracing, registry = new ActorRegistry() } = options;
+  const view = new ClusterView();
+  const pools = new Pools({ connectTimeoutMs: 1000 });
+  const server = createServer({ highWaterMark: SOCKET_HIGH_WATER_MARK, keepAliveTimeout: 65_000, requestTimeout: 0 });
+  await listen(server, options.listen);
+  const bound = server.address() as AddressInfo;
+  const { address, port } = options.advertise ?? { address: bound.address, port: bound.port };
+  const actor = new HostActor(
+    {
+      engines: new Map(options.engines.map((engine) => [engine.name, engine])),
+      store,
+      view,
+      images,
+      prober: new TcpProber(),
+      readiness: httpReadiness,
+      clock,
+      tracer,
+      log,
+      registry,
+    },
+    {
+      id,
+      address,
+      port,
+      incarnation: randomUUID(),
+      capacity: options.capacity ?? 100,
+      engines: options.engines.map((engine) => engine.name),
+      fingerprint: options.fingerprint ?? {},
+      draining: false,
+    },
+  );
+  const dispatcher = new Dispatcher({
+    host: actor,
+    view,
+    pools,
+    clock,
+    tracer,
+    log,
+    maxWaiting: options.maxWaiting ?? 1000,
+    replayLimitBytes: options.replayLimitBytes ?? 256 * 1024,
+    requestTimeoutMs: options.requestTimeoutMs ?? 60_000,
+  });
+  const control = controlApi(actor, clock).callback();
+  server.on("request", (incoming, outgoing) => {
+    if (incoming.headers[header.container] === undefined) void control(incoming, outgoing);
+    else void dispatcher.handle(incoming, outgoing);
+  });
+  let ended: Promise<void> | undefined;
+  const end = (finish: () => Promise<void>): Promise<void> => (ended ??= finish());
+  const host: HakobuHost = {
+    actor,
+    registry,
+    address,
+    port,
+    close: () =>
+      end(async () => {
+        await actor.close();
+        await shut(server);
+        await pools.close();
+      }),
+    destroy: () =>
+      end(async () => {
+        actor.abandon();
+        await shut(server);
+        await pools.close();
+      }),
+  };
+  try {
+    await actor.join(signal ?? new AbortController().signal);
+  } catch (error) {
+    await host.destroy();
+    throw error;
+  }
+  return host;
+}

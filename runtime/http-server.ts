@@ -1,0 +1,22 @@
+// Opening and closing an HTTP server, as proxy, host and admin do it.
+import type { Server } from "node:http";
+import { HakobuError } from "../actors/hakobu-error.js";
+
+/** @throws HakobuError CONFIG_INVALID */
+export function listen(server: Server, at: { address: string; port: number }): Promise<void> {
+  return new Promise((resolve, reject) => {
+    server.once("error", (cause) =>
+      reject(new HakobuError("CONFIG_INVALID", `cannot listen on ${at.address}:${at.port}: ${cause.message}`, { cause })),
+    );
+    // The queue of the kernel, so that a burst of connections or of probes is not refused.
+    server.listen({ host: at.address, port: at.port, backlog: 4096 }, resolve);
+  });
+}
+
+/** Closes a server and every connection on it. */
+export function shut(server: Server): Promise<void> {
+  return new Promise((resolve) => {
+    server.close(() => resolve());
+    server.closeAllConnections();
+  });
+}

@@ -1,0 +1,333 @@
+// One request through a proxy: find its container, make sure of the host, forward, and where the host is dead have the
+// container moved and forward there (design, "One request").
+//
+//   C1  The warm path reads memory only: no store, no span, no actor event.
+//   C2  A request goes to a second host only if the first cannot have acted on it: nothing of it was sent, or its method is
+//       idempotent, its body is whole, and no byte of a response was passed on.
+//   C3  A request that cannot be sent twice is never sent on a remembered proof: the host is probed first.
+//   C4  At most `hopLimit` forwards for one request; whatever fails ends in one clear answer with the trace id.
+import type { IncomingMessage, ServerResponse } from "node:http";
+import type { ClusterView } from "../../actors/cluster-view.js";
+import { HakobuError, reasonOf } from "../../actors/hakobu-error.js";
+import { type Clock, deadline } from "../../actors/ports/clock.js";
+import type { Log } from "../../actors/ports/log.js";
+import type { HostRecord, Placement, SpecRecord } from "../../actors/ports/placement-store.js";
+import type { Tracer } from "../../actors/ports/tracer.js";
+import { describe, type ReachabilityActor } from "../../actors/reachability.js";
+import type { Move, Relocations, Trigger } from "../../actors/relocation.js";
+import { isIdempotent, isSafe } from "../dispatcher/methods.js";
+import { header, verdictSchema } from "../dispatcher/protocol.js";
+import { Cancellation } from "../forwarding/cancellation.js";
+import { forward } from "../forwarding/forward.js";
+import { type ForwardedPolicy, hasBody, hasPassed, requestHeaders } from "../forwarding/headers.js";
+import type { ForwardFailure, ForwardOutcome } from "../forwarding/outcome.js";
+import type { Pools } from "../forwarding/pools.js";
+import { ReplayBody } from "../forwarding/replay-body.js";
+import { RequestTrace } from "../tracing/request-trace.js";
+
+export interface CarrierOptions {
+  readonly view: ClusterView;
+  readonly relocations: Relocations;
+  readonly reachability: (host: HostRecord) => ReachabilityActor;
+  readonly pools: Pools;
+  readonly clock: Clock;
+  readonly tracer: Tracer;
+  readonly log: Log;
+  readonly forwarded: ForwardedPolicy;
+  readonly replayLimitBytes: number;
+  readonly requestTimeoutMs: number;
+  /** Requests that may wait for moves at once. */
+  readonly maxWaiting: number;
+}
+
+const hopLimit = 5;
+/** How long the stream may lag behind a host that says that it does not own a container. */
+const viewLagMs = 1000;
+const via = "hakobu";
+
+/** One request on its way. */
+interface Journey {
+  readonly record: SpecRecord;
+  readonly incoming: IncomingMessage;
+  readonly outgoing: ServerResponse;
+  readonly trace: RequestTrace;
+  readonly body: ReplayBody | undefined;
+  /** The move whose end it waited for, until its first answer. */
+  move: Move | undefined;
+}
+
+interface Owner {
+  readonly host: HostRecord;
+  readonly placement: Placement;
+  readonly reachability: ReachabilityActor;
+}
+
+export class Carrier {
+  readonly #options: CarrierOptions;
+  #waiting = 0;
+
+  constructor(options: CarrierOptions) {
+    this.#options = options;
+  }
+
+  /** Never rejects. */
+  async carry(incoming: IncomingMessage, outgoing: ServerResponse): Promise<void> {
+    const { view, tracer, replayLimitBytes, log } = this.#options;
+    const trace = new RequestTrace(tracer, incoming);
+    const hostname = hostnameOf(incoming);
+    const record = view.specForHostname(hostname);
+    if (record === undefined) {
+      const unknown = view.connected ? 404 : 503;
+      return say(outgoing, unknown, `No application answers to "${hostname}" here. See: hakobu get\n`, trace);
+    }
+    if (hasPassed(incoming, via))
+      return say(outgoing, 508, "This request has passed Hakobu before: it runs in a circle.\n", trace);
+    const body = hasBody(incoming) ? new ReplayBody(incoming, replayLimitBytes) : undefined;
+    const journey: Journey = { record, incoming, outgoing, trace, body, move: undefined };
+    try {
+      await this.#travel(journey);
+      trace.close(outgoing.statusCode);
+    } catch (error) {
+      body?.discard();
+      const status = error instanceof HakobuError ? statusOf(error) : 500;
+      if (status === 500) log.error({ container: record.spec.name, error: reasonOf(error) }, "request failed");
+      trace.open().end(error);
+      if (outgoing.destroyed) return;
+      if (outgoing.headersSent) outgoing.destroy();
+      else say(outgoing, status, `${reasonOf(error)}\n`, trace, status === 503 ? 1 : undefined);
+    }
+  }
+
+  async #travel(journey: Journey): Promise<void> {
+    let refusal: string | undefined;
+    for (let hop = 1; hop <= hopLimit; hop++) {
+      const owner = await this.#owner(journey);
+      const outcome = await this.#attempt(journey, owner);
+      switch (outcome.kind) {
+        case "served":
+        case "client-gone":
+          return;
+        case "intercepted":
+          refusal = await this.#redirect(journey, owner, outcome.body);
+          break;
+        case "failed":
+          await this.#recover(journey, owner, outcome);
+          refusal = `${owner.host.id}: ${outcome.error.message}`;
+      }
+      if (journey.outgoing.destroyed) return;
+    }
+    throw new HakobuError("UNAVAILABLE", `${journey.record.spec.name}: no answer after ${hopLimit} tries; ${refusal}`);
+  }
+
+  /** Who owns the container, proven as far as this request needs it; moves the container where nobody does. */
+  async #owner(journey: Journey): Promise<Owner> {
+    const { view, relocations } = this.#options;
+    const { record, incoming } = journey;
+    const { name, probe } = record.spec;
+    if (relocations.underWay(name) !== undefined)
+      await this.#move(journey, { reason: { text: "a move is under way", proven: true }, probedMs: 0 });
+    for (let turn = 1; turn <= hopLimit; turn++) {
+      const placement = view.placement(name);
+      if (placement === undefined) {
+        await this.#move(journey, { reason: { text: "it had no host", proven: true }, probedMs: 0 });
+        continue;
+      }
+      const host = view.host(placement.host);
+      if (host === undefined) {
+        const text = `${placement.host} has left the cluster`;
+        await this.#move(journey, { reason: { text, proven: true }, probedMs: 0 });
+        continue;
+      }
+      const reachability = this.#options.reachability(host);
+      const owner = { host, placement, reachability };
+      if (reachability.state === "trusted") {
+        if (reachability.fresh && isSafe(incoming.method)) return owner;
+        const asked = reachability.probe(probe.timeoutMs);
+        // A safe request without a body goes along with the probe: should the host be dead, it is sent again.
+        if (isSafe(incoming.method) && journey.body === undefined) return owner;
+        const result = await asked;
+        if (result.kind === "alive") return owner;
+        const probedMs = result.kind === "timeout" ? result.afterMs : 0;
+        const text = `${host.id}: ${describe(result)}`;
+        await this.#move(journey, { reason: { text, proven: true }, probedMs });
+        continue;
+      }
+      const proven = reachability.state === "unreachable";
+      const move = await this.#move(journey, {
+        reason: { text: `${host.id}: ${reachability.reason}`, proven },
+        probedMs: 0,
+      });
+      if (move.ended.kind === "alive") return owner;
+    }
+    throw new HakobuError("UNAVAILABLE", `${name} moved ${hopLimit} times under one request`, { retryable: true });
+  }
+
+  async #move(journey: Journey, trigger: Omit<Trigger, "request">): Promise<Move> {
+    const { relocations, maxWaiting } = this.#options;
+    const { record, trace } = journey;
+    if (this.#waiting >= maxWaiting)
+      throw new HakobuError("OVERLOADED", `${maxWaiting} requests already wait for moves (maxWaiting)`, {
+        retryable: true,
+      });
+    const span = trace.open({ "hakobu.container": record.spec.name });
+    this.#waiting++;
+    try {
+      const move = await relocations.move(record, { ...trigger, request: trace.context });
+      span.link(move.context);
+      journey.move = move;
+      return move;
+    } finally {
+      this.#waiting--;
+    }
+  }
+
+  async #attempt(journey: Journey, { host, placement, reachability }: Owner): Promise<ForwardOutcome> {
+    const { pools, forwarded, requestTimeoutMs } = this.#options;
+    const { record, incoming, outgoing, body, trace } = journey;
+    const cancellation = new Cancellation();
+    const repeatable = isIdempotent(incoming.method);
+    const unwatch = reachability.watch({
+      probeTimeoutMs: record.spec.probe.timeoutMs,
+      hostSilent: (state, reason) => {
+        if (state === "unreachable" || (repeatable && (body?.replayable ?? true)))
+          cancellation.cancel(new HakobuError("UNAVAILABLE", `${host.id}: ${reason}`));
+      },
+    });
+    try {
+      return await forward(pools.get(host), incoming, outgoing, {
+        headers: requestHeaders(incoming, {
+          forwarded,
+          via,
+          set: {
+            [header.container]: record.spec.name,
+            [header.epoch]: String(placement.epoch),
+            traceparent: trace.traceparent,
+          },
+        }),
+        body,
+        cancellation,
+        headersTimeoutMs: requestTimeoutMs,
+        bodyTimeoutMs: 0,
+        onResponse: (_status, internal) => {
+          unwatch();
+          reachability.heard();
+          if (internal[header.verdict] !== undefined) return "keep";
+          journey.move?.answered();
+          const how = internal[header.activation];
+          if (how !== undefined) trace.open({ "hakobu.container": record.spec.name, "hakobu.woken": how });
+          return "pass";
+        },
+      });
+    } finally {
+      unwatch();
+    }
+  }
+
+  /** The host answered itself: it does not own the container (any more), or cannot serve it. @returns its reason */
+  async #redirect(journey: Journey, owner: Owner, body: Buffer): Promise<string> {
+    const { view, clock } = this.#options;
+    const { record, trace } = journey;
+    const parsed = verdictSchema.safeParse(JSON.parse(body.toString()));
+    if (!parsed.success)
+      throw new HakobuError("UNAVAILABLE", `${owner.host.id} answered in a way this version does not know`);
+    const verdict = parsed.data;
+    if (journey.body !== undefined && !journey.body.replayable)
+      throw new HakobuError("UNAVAILABLE", `${record.spec.name} moved while a large request body was being sent`, {
+        retryable: true,
+      });
+    switch (verdict.verdict) {
+      case "moved": {
+        trace.open({ "hakobu.moved": true });
+        if (verdict.placement !== undefined) view.learn(verdict.placement);
+        const { epoch } = owner.placement;
+        const changed = (): boolean => view.placement(record.spec.name)?.epoch !== epoch;
+        const lag = deadline(clock, viewLagMs, "the stream lags");
+        try {
+          await view.until(changed, lag);
+        } catch {
+          const text = `${owner.host.id} does not own it`;
+          await this.#move(journey, { reason: { text, proven: true }, probedMs: 0 });
+        }
+        return `${owner.host.id} does not own it`;
+      }
+      case "refused": {
+        const text = `${owner.host.id}: ${verdict.reason}`;
+        await this.#move(journey, { reason: { text, proven: true }, probedMs: 0 });
+        return verdict.reason;
+      }
+    }
+  }
+
+  /** Decides what a failed attempt means for the host and for the request. Returns where another attempt may be made. */
+  async #recover(journey: Journey, owner: Owner, failure: ForwardFailure): Promise<void> {
+    const { log, pools } = this.#options;
+    const { incoming, record, trace, body } = journey;
+    const { host, reachability } = owner;
+    const span = trace.open({ "hakobu.container": record.spec.name, "hakobu.failure": failure.code });
+    log.info(
+      { container: record.spec.name, host: host.id, code: failure.code, sent: failure.sent, reason: failure.error.message },
+      "a host did not answer a request",
+    );
+    if (failure.responded) {
+      span.end(failure.error);
+      journey.outgoing.destroy();
+      return;
+    }
+    if (failure.code === "invalid") throw new HakobuError("CONFIG_INVALID", failure.error.message);
+    if (failure.code === "refused") reachability.refused("connection refused");
+    else if (failure.code !== "aborted") await reachability.probe(record.spec.probe.timeoutMs);
+    if (reachability.state === "unreachable") pools.destroy(host, reachability.reason);
+    const repeatable = failure.sent === "nothing" || isIdempotent(incoming.method);
+    if (failure.code === "timeout" && failure.sent === "something")
+      throw new HakobuError("DEADLINE_EXCEEDED", `${record.spec.name} did not answer in time`);
+    if (!repeatable || (body !== undefined && !body.replayable))
+      throw new HakobuError(
+        "ABORTED",
+        `${host.id} was lost while it worked on this request (${failure.error.message}). It was not sent again: ${incoming.method} may have taken effect.`,
+      );
+    if (failure.code === "aborted" && reachability.state === "suspected") {
+      const text = `${host.id}: ${reachability.reason}`;
+      const probedMs = reachability.lastProbeMs;
+      await this.#move(journey, { reason: { text, proven: true }, probedMs });
+    }
+  }
+}
+
+/** The host name that a request asks for, lower case, without port and trailing dot; "" where there is none. */
+export function hostnameOf(incoming: IncomingMessage): string {
+  const host = incoming.headers.host ?? "";
+  const name = host.startsWith("[") ? host.slice(0, host.indexOf("]") + 1) : (host.split(":")[0] as string);
+  return name.toLowerCase().replace(/\.$/, "");
+}
+
+function statusOf(error: HakobuError): number {
+  switch (error.code) {
+    case "UNAVAILABLE":
+    case "OVERLOADED":
+      return 503;
+    case "ABORTED":
+      return 502;
+    case "DEADLINE_EXCEEDED":
+      return 504;
+    case "CONFIG_INVALID":
+      return 400;
+    default:
+      return 500;
+  }
+}
+
+function say(
+  outgoing: ServerResponse,
+  status: number,
+  text: string,
+  trace: RequestTrace,
+  retryAfterSeconds?: number,
+): void {
+  const body = `${text}Trace: ${trace.context.traceId}\n`;
+  outgoing.writeHead(status, {
+    "content-type": "text/plain; charset=utf-8",
+    "content-length": Buffer.byteLength(body),
+    ...(retryAfterSeconds === undefined ? {} : { "retry-after": String(retryAfterSeconds) }),
+  });
+  outgoing.end(body);
+}

@@ -1,0 +1,156 @@
+// A proxy of Hakobu as one object: the Koa application that carries requests, its view of the cluster, one reachability
+// actor per host, and the moves that it drives. The program (`hakobu proxy`) makes one; so may any service.
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
+import Koa from "koa";
+import { ClusterView } from "../../actors/cluster-view.js";
+import { reasonOf } from "../../actors/hakobu-error.js";
+import type { Clock } from "../../actors/ports/clock.js";
+import type { Log } from "../../actors/ports/log.js";
+import type { HostRecord, PlacementStore } from "../../actors/ports/placement-store.js";
+import type { Prober } from "../../actors/ports/prober.js";
+import { noTracing, type Tracer } from "../../actors/ports/tracer.js";
+import { ReachabilityActor } from "../../actors/reachability.js";
+import { ActorRegistry } from "../../actors/registry.js";
+import { Relocations } from "../../actors/relocation.js";
+import { Pools, SOCKET_HIGH_WATER_MARK } from "../forwarding/pools.js";
+import { listen, shut } from "../http-server.js";
+import { TcpProber } from "../probes/tcp.js";
+import { systemClock } from "../system-clock.js";
+import { Carrier } from "./carrier.js";
+import { HttpHostClient } from "./host-client.js";
+
+export interface ProxyOptions {
+  readonly listen: { readonly address: string; readonly port: number };
+  readonly store: PlacementStore;
+  readonly log: Log;
+  /** A host that was heard within this time is not probed. Default 20. */
+  readonly freshMs?: number;
+  /** For background probes; a request's own probe takes its container's time-out. Default 100. */
+  readonly probeTimeoutMs?: number;
+  /** Until the head of a response. Default 60 s. */
+  readonly requestTimeoutMs?: number;
+  /** For a whole move. Default 60 s. */
+  readonly relocationTimeoutMs?: number;
+  readonly replayLimitBytes?: number;
+  readonly maxWaiting?: number;
+  /** A load balancer in front of the proxy is trusted to have set `Forwarded` and `X-Forwarded-*`. */
+  readonly trustForwarded?: boolean;
+  readonly tracer?: Tracer;
+  readonly clock?: Clock;
+  readonly prober?: Prober;
+  readonly registry?: ActorRegistry;
+}
+
+export interface HakobuProxy {
+  /** What carries requests, as one middleware for an application of your own. */
+  readonly middleware: Koa.Middleware;
+  readonly view: ClusterView;
+  readonly relocations: Relocations;
+  readonly registry: ActorRegistry;
+  readonly address: string;
+  readonly port: number;
+  reachabilityOf(host: string): string;
+  /** Lets requests that are being answered end, at most `graceMs`, then cuts. Idempotent. */
+  close(graceMs?: number): Promise<void>;
+}
+
+/** Listens and follows the placement store; resolves when its table is filled. @throws HakobuError CONFIG_INVALID */
+export async function createProxy(options: ProxyOptions): Promise<HakobuProxy> {
+  const { store, log, clock = systemClock, tracer = noTracing, prober = new TcpProber() } = options;
+  const { registry = new ActorRegistry(), freshMs = 20, probeTimeoutMs = 100 } = options;
+  const view = new ClusterView();
+  const pools = new Pools();
+  const actors = new Map<string, { readonly actor: ReachabilityActor; readonly incarnation: string }>();
+
+  function reachability(host: HostRecord): ReachabilityActor {
+    const known = actors.get(host.id);
+    if (known?.incarnation === host.incarnation) return known.actor;
+    known?.actor.stop();
+    const actor = new ReachabilityActor({ clock, prober, registry }, host.id, host, { freshMs, probeTimeoutMs });
+    actors.set(host.id, { actor, incarnation: host.incarnation });
+    return actor;
+  }
+
+  view.onChange((noticed) => {
+    if (noticed.kind !== "host" || noticed.record !== undefined) return;
+    const gone = actors.get(noticed.id);
+    if (gone === undefined) return;
+    actors.delete(noticed.id);
+    gone.actor.leaseExpired();
+    gone.actor.stop();
+  });
+
+  const relocations = new Relocations({
+    clock,
+    view,
+    hosts: new HttpHostClient((host) => pools.get(host)),
+    reachability,
+    tracer,
+    log,
+    registry,
+    deadlineMs: options.relocationTimeoutMs ?? 60_000,
+  });
+  const carrier = new Carrier({
+    view,
+    relocations,
+    reachability,
+    pools,
+    clock,
+    tracer,
+    log,
+    forwarded: options.trustForwarded === true ? "append" : "replace",
+    replayLimitBytes: options.replayLimitBytes ?? 256 * 1024,
+    requestTimeoutMs: options.requestTimeoutMs ?? 60_000,
+    maxWaiting: options.maxWaiting ?? 1000,
+  });
+  const middleware: Koa.Middleware = (ctx) => {
+    ctx.respond = false;
+    return carrier.carry(ctx.req, ctx.res);
+  };
+
+  const following = new AbortController();
+  const filled = new Promise<void>((resolve) => {
+    void (async () => {
+      try {
+        for await (const change of store.follow(following.signal)) {
+          if (change.kind === "disconnected") log.warn({ reason: change.reason }, "placement store: interrupted");
+          view.apply(change);
+          if (change.kind === "reset") resolve();
+        }
+      } catch (error) {
+        if (!following.signal.aborted) log.error({ error: reasonOf(error) }, "placement store: stream ended");
+      }
+    })();
+  });
+
+  const app = new Koa();
+  app.silent = true;
+  app.use(middleware);
+  const server = createServer({ highWaterMark: SOCKET_HIGH_WATER_MARK, requestTimeout: 0 }, app.callback());
+  await listen(server, options.listen);
+  const bound = server.address() as AddressInfo;
+  await filled;
+  let closed: Promise<void> | undefined;
+  return {
+    middleware,
+    view,
+    relocations,
+    registry,
+    address: bound.address,
+    port: bound.port,
+    reachabilityOf: (host) => actors.get(host)?.actor.state ?? "unknown",
+    close: (graceMs = 5000) =>
+      (closed ??= (async () => {
+        const drained = new Promise<void>((resolve) => server.close(() => resolve()));
+        server.closeIdleConnections();
+        const grace = setTimeout(() => server.closeAllConnections(), graceMs);
+        await drained;
+        clearTimeout(grace);
+        await shut(server);
+        following.abort();
+        for (const { actor } of actors.values()) actor.stop();
+        await pools.close();
+      })()),
+  };
+}
