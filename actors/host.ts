@@ -7,11 +7,12 @@
 import { type Actor, createActor, fromPromise } from "xstate";
 import { hostMachine } from "../machines/host.js";
 import type { ClusterView, Noticed } from "./cluster-view.js";
+import { candidates } from "./candidates.js";
 import { ContainerActor, type ContainerDeps } from "./container.js";
 import { HakobuError, reasonOf } from "./hakobu-error.js";
 import { deadline, delay } from "./ports/clock.js";
 import type { Engine, Instance } from "./ports/engine.js";
-import type { Claim, ClaimReply } from "./ports/host-client.js";
+import type { Claim, ClaimReply, HostClient } from "./ports/host-client.js";
 import type { HostRecord, Membership, Placement, PlacementStore, SpecRecord } from "./ports/placement-store.js";
 import type { Prober } from "./ports/prober.js";
 import type { TraceContext } from "./ports/tracer.js";
@@ -21,12 +22,18 @@ export interface HostDeps extends Omit<ContainerDeps, "engine"> {
   readonly store: PlacementStore;
   readonly view: ClusterView;
   readonly prober: Prober;
+  /** For planned moves: this host asks the next one. */
+  readonly hosts: HostClient;
 }
 
 /** How often processes are looked after. */
 const checkEveryMs = 1000;
 const joinPauseMs = 250;
 const joinPauseLimitMs = 5000;
+/** A planned move, with the drain of what is being answered and the start on the other host. */
+const moveLimitMs = 60_000;
+/** Containers that move away at once when the host drains. */
+const drainWidth = 4;
 /** How long a claim may wait for a specification that its proxy knows and this host does not yet. */
 const specWaitMs = 1000;
 
@@ -35,6 +42,7 @@ export class HostActor {
   readonly #containers = new Map<string, ContainerActor>();
   readonly #actor: Actor<typeof hostMachine>;
   readonly #following = new AbortController();
+  readonly #handingOver = new Set<string>();
   #record: HostRecord;
   #membership: Membership | undefined;
   #checkTimer: unknown;
@@ -91,8 +99,9 @@ export class HostActor {
     return this.#reaches("running", signal);
   }
 
-  /** Stops every container, gives the placements up, revokes the lease. Idempotent. */
-  async close(): Promise<void> {
+  /** Moves every container away where `drain` says so, stops what is left, revokes the lease. Idempotent. */
+  async close(drain = false): Promise<void> {
+    if (drain && this.state === "running") await this.drain();
     this.#actor.send({ type: "DRAIN" });
     await this.#reaches("stopped", new AbortController().signal);
     this.abandon();
@@ -141,6 +150,107 @@ export class HostActor {
     container.send({ type: "OWNERSHIP_LOST", reason: `a request named epoch ${epoch}, newer than ${container.epoch}` });
   }
 
+  /** A planned move of this container away from here is under way. */
+  handingOver(name: string): boolean {
+    return this.#handingOver.has(name);
+  }
+
+  /**
+   * Moves a container away on purpose, to the host that is named or the best one. No request fails: with `takeover: fast` the
+   * other host brings it up while this one finishes what it is answering; else this one stops it first.
+   * @throws HakobuError NOT_OWNER, UNAVAILABLE with every host's reason
+   */
+  async relocate(name: string, to: string | undefined, reason: string): Promise<Placement> {
+    const { view, tracer, clock } = this.#deps;
+    const container = this.#containers.get(name);
+    if (container === undefined)
+      throw new HakobuError("NOT_OWNER", `${name} is not on host ${this.#record.id}; see: hakobu get`);
+    if (this.#handingOver.has(name)) throw new HakobuError("UNAVAILABLE", `${name} is already being moved`);
+    const targets = this.#targets(container.record, to);
+    const span = tracer.span("relocation", {
+      attributes: { "hakobu.container": name, "hakobu.from": this.#record.id, "hakobu.reason": reason },
+    });
+    const limit = deadline(clock, moveLimitMs, `the move of ${name} took longer than ${moveLimitMs} ms`);
+    this.#handingOver.add(name);
+    try {
+      if (container.record.spec.takeover !== "fast") {
+        container.send({ type: "RELOCATE", reason });
+        await container.whenLeft();
+      }
+      const placement = await this.#handOver(container, targets, reason, span.context, limit);
+      view.learn(placement);
+      span.set({ "hakobu.to": placement.host, "hakobu.epoch": placement.epoch });
+      span.end();
+      return placement;
+    } catch (error) {
+      span.end(error);
+      if (container.left) await this.#membership?.release(name, container.epoch).catch(() => {});
+      throw error;
+    } finally {
+      this.#handingOver.delete(name);
+    }
+  }
+
+  /** Takes no more containers and moves away those that it has. Those that nobody takes stay. Bounded by each move's limit. */
+  async drain(): Promise<void> {
+    await this.#announce(true);
+    const names = [...this.#containers.keys()];
+    const next = async (): Promise<void> => {
+      for (let name = names.pop(); name !== undefined; name = names.pop())
+        await this.relocate(name, undefined, `host ${this.#record.id} drains`).catch((error: unknown) => {
+          this.#deps.log.warn({ container: name, reason: reasonOf(error) }, "stays: nobody takes it");
+        });
+    };
+    await Promise.all(Array.from({ length: drainWidth }, next));
+  }
+
+  async undrain(): Promise<void> {
+    await this.#announce(false);
+  }
+
+  async #announce(draining: boolean): Promise<void> {
+    this.#record = { ...this.#record, draining };
+    await this.#membership?.update(this.#record);
+  }
+
+  #targets(record: SpecRecord, to: string | undefined): readonly HostRecord[] {
+    const { view } = this.#deps;
+    const { id } = this.#record;
+    if (to === id) throw new HakobuError("CONFIG_INVALID", `${record.spec.name} is on host ${id} already`);
+    if (to === undefined) {
+      const all = candidates(view, record, new Set([id]), () => false);
+      if (all.length === 0) throw new HakobuError("UNAVAILABLE", `no other host can take ${record.spec.name}`);
+      return all;
+    }
+    const host = view.host(to);
+    if (host === undefined) throw new HakobuError("CONFIG_INVALID", `no host ${to} has joined; see: hakobu get hosts`);
+    return [host];
+  }
+
+  async #handOver(
+    container: ContainerActor,
+    targets: readonly HostRecord[],
+    reason: string,
+    trace: TraceContext,
+    signal: AbortSignal,
+  ): Promise<Placement> {
+    const { hosts, view } = this.#deps;
+    const refusals: string[] = [];
+    for (const target of targets) {
+      const claim = { container: container.name, expected: container.epoch, from: this.#record.id, reason, handover: true };
+      const reply = await hosts.claim(target, claim, trace, signal);
+      if (reply.kind !== "won") {
+        refusals.push(`${target.id}: ${"reason" in reply ? reply.reason : "another host was first"}`);
+        continue;
+      }
+      view.learn(reply.placement);
+      const active = await hosts.activate(target, reply.placement, trace, signal);
+      if (active.kind === "active") return reply.placement;
+      throw new HakobuError("UNAVAILABLE", `${target.id} owns ${container.name} now, but: ${"reason" in active ? active.reason : active.kind}`);
+    }
+    throw new HakobuError("UNAVAILABLE", `nobody takes ${container.name}: ${refusals.join("; ")}`);
+  }
+
   async #refusal(claim: Claim): Promise<ClaimReply | undefined> {
     const { view, engines, prober, clock } = this.#deps;
     const refuse = (reason: string, retryAfterMs?: number): ClaimReply => ({
@@ -148,6 +258,7 @@ export class HostActor {
       reason,
       ...(retryAfterMs === undefined ? {} : { retryAfterMs }),
     });
+    if (this.#record.draining) return refuse(`host ${this.#record.id} drains`);
     if (this.state !== "running" || this.#membership === undefined)
       return refuse(`host ${this.#record.id} is ${this.state}`, 1000);
     if (!this.proven) return refuse(`host ${this.#record.id} cannot prove its lease`, 1000);
@@ -162,6 +273,7 @@ export class HostActor {
       return refuse(`host ${this.#record.id} is full (${this.#record.capacity} containers)`);
     const owner = view.placement(claim.container);
     if (claim.expected === 0 || owner === undefined || owner.host === this.#record.id) return undefined;
+    if (claim.handover === true && claim.from === owner.host) return undefined;
     switch (record.spec.takeover) {
       case "fast":
         return undefined;
@@ -200,6 +312,7 @@ export class HostActor {
   async #forget(container: ContainerActor): Promise<void> {
     if (this.#containers.get(container.name) !== container) return;
     this.#containers.delete(container.name);
+    if (this.#handingOver.has(container.name)) return;
     await this.#membership?.release(container.name, container.epoch).catch(() => {});
   }
 

@@ -72,6 +72,11 @@ export class ReachabilityActor {
     deps.registry.register(`reachability/${host}`, this.#actor.start());
   }
 
+  /** It cannot be a false alarm: its machine refused, or the store dropped its lease. */
+  get certain(): boolean {
+    return this.#actor.getSnapshot().context.certain;
+  }
+
   get reason(): string {
     return this.#actor.getSnapshot().context.reason ?? "no answer";
   }

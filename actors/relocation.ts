@@ -32,6 +32,8 @@ export interface RelocationDeps {
   readonly registry: ActorRegistry;
   /** A move that takes longer has failed. */
   readonly deadlineMs: number;
+  /** Moves of one container on suspicion alone, in a minute; beyond that it stays where it is. */
+  readonly movesPerMinute: number;
 }
 
 /** One move that ended with an owner, for the table, the log and the admin API. Milliseconds. */
@@ -75,6 +77,8 @@ const reportLimit = 100;
 
 export class Relocations {
   readonly #deps: RelocationDeps;
+  /** `clock.now()` of each container's moves in the last minute. */
+  readonly #recent = new Map<string, number[]>();
   readonly #underWay = new Map<string, Promise<Move>>();
   /** The last moves, newest last. */
   readonly reports: MoveReport[] = [];
@@ -96,9 +100,37 @@ export class Relocations {
     const { name } = record.spec;
     const running = this.#underWay.get(name);
     if (running !== undefined) return running;
+    const damped = this.#damped(name, trigger.reason);
+    if (damped !== undefined) return Promise.resolve(damped);
     const move = this.#run(record, trigger).finally(() => this.#underWay.delete(name));
     this.#underWay.set(name, move);
     return move;
+  }
+
+  /**
+   * A host that flaps must not take its containers along each time: how often is too often is left open by the paper.
+   * A false alarm costs one slow answer, a move on each of them costs all of them.
+   */
+  #damped(container: string, reason: MoveReason): Move | undefined {
+    const { view, clock, movesPerMinute, log } = this.#deps;
+    const placement = view.placement(container);
+    if (reason.certain || placement === undefined || view.host(placement.host) === undefined) return undefined;
+    const since = clock.now() - 60_000;
+    const recent = (this.#recent.get(container) ?? []).filter((at) => at > since);
+    this.#recent.set(container, recent);
+    if (recent.length < movesPerMinute) return undefined;
+    log.warn(
+      { container, host: placement.host, moves: recent.length, reason: reason.text },
+      "not moved: it has moved too often in the last minute (movesPerMinute)",
+    );
+    return { ended: { kind: "damped", owner: ownerOf(placement) }, context: noContext, answered() {} };
+  }
+
+  #count(container: string): void {
+    const { clock } = this.#deps;
+    const since = clock.now() - 60_000;
+    for (const [name, moves] of this.#recent) if (moves.every((at) => at <= since)) this.#recent.delete(name);
+    this.#recent.set(container, [...(this.#recent.get(container) ?? []), clock.now()]);
   }
 
   async #run(record: SpecRecord, trigger: Trigger): Promise<Move> {
@@ -183,6 +215,7 @@ export class Relocations {
       span.end();
       return { ended, context: span.context, answered() {} };
     }
+    if (owner !== undefined) this.#count(name);
     return this.#report(ended, span, trigger, {
       container: name,
       from: owner?.host,
@@ -252,7 +285,10 @@ export class Relocations {
     const { name, takeover } = record.spec;
     if (takeover === "exclusive" && context.tried.length === 0 && view.placement(name) !== undefined) {
       const limit = AbortSignal.any([signal, deadline(clock, context.deadlineMs, "the old lease did not end in time")]);
-      await view.until(() => view.placement(name) === undefined, limit);
+      const before = view.placement(name)?.epoch;
+      await view.until(() => view.placement(name)?.epoch !== before, limit);
+      const now = view.placement(name);
+      if (now !== undefined) return { kind: "taken", owner: ownerOf(now) };
     }
     const read = view.placement(name);
     const known = context.owner;
@@ -348,6 +384,8 @@ export class Relocations {
     }
   }
 }
+
+const noContext: TraceContext = { traceId: "0".repeat(32), spanId: "0".repeat(16) };
 
 function ownerOf({ host, epoch }: Placement): Owner {
   return { host, epoch };

@@ -22,6 +22,8 @@ export interface ReachabilityContext {
   /** Probes in a row without an answer. */
   readonly misses: number;
   readonly reason: string | undefined;
+  /** R2: it is known to be gone, and not only silent. */
+  readonly certain: boolean;
 }
 
 /** Missed probes in a row after which a host counts as unreachable. */
@@ -34,7 +36,8 @@ export const reachabilityMachine = setup({
     reprobe: fromPromise<Verdict>(() => Promise.reject(new Error("not provided: reprobe"))),
   },
   actions: {
-    clear: assign({ misses: 0, reason: undefined }),
+    clear: assign({ misses: 0, reason: undefined, certain: false }),
+    beCertain: assign({ certain: true }),
     miss: assign({
       misses: ({ context }) => context.misses + 1,
       reason: ({ event, context }) => ("reason" in event ? event.reason : context.reason),
@@ -42,17 +45,17 @@ export const reachabilityMachine = setup({
   },
 }).createMachine({
   id: "reachability",
-  context: { misses: 0, reason: undefined },
+  context: { misses: 0, reason: undefined, certain: false },
   initial: "trusted",
   on: {
-    LEASE_EXPIRED: { target: ".unreachable", actions: assign({ reason: "its lease expired" }) },
+    LEASE_EXPIRED: { target: ".unreachable", actions: assign({ reason: "its lease expired", certain: true }) },
   },
   states: {
     trusted: {
       entry: "clear",
       on: {
         SILENT: { target: "suspected", actions: "miss" },
-        REFUSED: { target: "unreachable", actions: "miss" },
+        REFUSED: { target: "unreachable", actions: ["miss", "beCertain"] },
       },
     },
     suspected: {
@@ -61,13 +64,17 @@ export const reachabilityMachine = setup({
         src: "reprobe",
         onDone: [
           { guard: ({ event }) => event.output === "alive", target: "trusted" },
-          { guard: ({ event }) => event.output === "refused", target: "unreachable", actions: "miss" },
+          {
+            guard: ({ event }) => event.output === "refused",
+            target: "unreachable",
+            actions: ["miss", "beCertain"],
+          },
           { guard: ({ context }) => context.misses + 1 >= missLimit, target: "unreachable", actions: "miss" },
           { target: "suspected", reenter: true, actions: "miss" },
         ],
         onError: { target: "suspected", reenter: true, actions: "miss" },
       },
-      on: { ALIVE: "trusted", REFUSED: { target: "unreachable", actions: "miss" } },
+      on: { ALIVE: "trusted", REFUSED: { target: "unreachable", actions: ["miss", "beCertain"] } },
     },
     unreachable: {
       invoke: {

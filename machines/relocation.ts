@@ -11,6 +11,8 @@ export interface MoveReason {
   readonly text: string;
   /** The old owner is already known not to answer: no probe. */
   readonly proven: boolean;
+  /** It cannot be a false alarm (refused, left, lease over): not damped. */
+  readonly certain: boolean;
 }
 
 export interface Owner {
@@ -21,6 +23,8 @@ export interface Owner {
 export type Ended =
   /** The probe was answered: the owner stays. */
   | { readonly kind: "alive"; readonly owner: Owner }
+  /** It has moved too often of late: the owner keeps it, however silent it is. */
+  | { readonly kind: "damped"; readonly owner: Owner }
   | { readonly kind: "moved"; readonly owner: Owner }
   /** Another proxy was first. */
   | { readonly kind: "taken"; readonly owner: Owner };
@@ -28,6 +32,8 @@ export type Ended =
 export type ChooseOutcome =
   /** `owner`: whom the claim has to supersede, as read now. */
   | { readonly kind: "candidate"; readonly host: string; readonly owner: Owner | undefined }
+  /** It has got a new owner while this move waited. */
+  | { readonly kind: "taken"; readonly owner: Owner }
   | { readonly kind: "none"; readonly why: string };
 
 export type ClaimOutcome =
@@ -123,6 +129,14 @@ export const relocationMachine = setup({
               owner: ({ event, context }) => (event.output.kind === "candidate" ? event.output.owner : context.owner),
               tried: ({ event, context }) =>
                 event.output.kind === "candidate" ? [...context.tried, event.output.host] : context.tried,
+            }),
+          },
+          {
+            guard: ({ event }) => event.output.kind === "taken",
+            target: "done",
+            actions: assign({
+              ended: ({ event }) =>
+                event.output.kind === "taken" ? { kind: "taken" as const, owner: event.output.owner } : undefined,
             }),
           },
           {

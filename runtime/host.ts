@@ -20,6 +20,7 @@ import { httpReadiness } from "./dispatcher/readiness.js";
 import { Pools, SOCKET_HIGH_WATER_MARK } from "./forwarding/pools.js";
 import { listen, shut } from "./http-server.js";
 import { TcpProber } from "./probes/tcp.js";
+import { HttpHostClient } from "./proxy/host-client.js";
 import { systemClock } from "./system-clock.js";
 
 export interface HostOptions {
@@ -46,8 +47,8 @@ export interface HakobuHost {
   readonly registry: ActorRegistry;
   readonly address: string;
   readonly port: number;
-  /** Stops its containers, gives up its placements and its lease. Idempotent. */
-  close(): Promise<void>;
+  /** Stops its containers, or with `drain` moves them to other hosts first; gives up its placements and its lease. Idempotent. */
+  close(options?: { readonly drain?: boolean }): Promise<void>;
   /** Cuts every connection and leaves containers and lease as they are, as a crash does. Idempotent. */
   destroy(): Promise<void>;
 }
@@ -71,6 +72,7 @@ export async function createHost(options: HostOptions, signal?: AbortSignal): Pr
       view,
       images,
       prober: new TcpProber(),
+      hosts: new HttpHostClient((host) => pools.get(host)),
       readiness: httpReadiness,
       clock,
       tracer,
@@ -111,9 +113,9 @@ export async function createHost(options: HostOptions, signal?: AbortSignal): Pr
     registry,
     address,
     port,
-    close: () =>
+    close: ({ drain = false } = {}) =>
       end(async () => {
-        await actor.close();
+        await actor.close(drain);
         await shut(server);
         await pools.close();
       }),

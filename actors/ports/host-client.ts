@@ -9,6 +9,8 @@ export interface Claim {
   readonly expected: number;
   readonly from?: string;
   readonly reason: string;
+  /** The owner itself asks, in a planned move: it has stopped the container or will as soon as it sees the claim. */
+  readonly handover?: boolean;
 }
 
 export type ClaimReply =

@@ -6,3 +6,5 @@ export interface Log {
   warn(details: object, message: string): void;
   error(details: object, message: string): void;
 }
+
+export const noLog: Log = { debug() {}, info() {}, warn() {}, error() {} };

@@ -11,7 +11,7 @@ import type { ContainerSpec } from "./spec.js";
 
 export interface SpecRecord {
   readonly spec: ContainerSpec;
-  /** Changes exactly when the specification does. */
+  /** Changes exactly when what runs changes (`specHash` in runtime/config/spec.ts). */
   readonly hash: string;
 }
 

@@ -37,3 +37,10 @@ export function fail(error: unknown): number {
   if (process.env.HAKOBU_DEBUG && error instanceof Error) process.stderr.write(`${error.stack}\n`);
   return error instanceof HakobuError && error.code === "CONFIG_INVALID" ? 2 : 1;
 }
+
+/** A table without lines. */
+export const plain = Object.fromEntries(
+  ["top", "top-mid", "top-left", "top-right", "bottom", "bottom-mid", "bottom-left", "bottom-right"]
+    .concat(["left", "left-mid", "mid", "mid-mid", "right", "right-mid", "middle"])
+    .map((name) => [name, ""]),
+);

@@ -7,7 +7,7 @@ import type { HostActor } from "../../actors/host.js";
 import { type Clock, deadline } from "../../actors/ports/clock.js";
 import type { ActivateReply, ClaimReply } from "../../actors/ports/host-client.js";
 import { parseTraceparent } from "../tracing/traceparent.js";
-import { activateSchema, claimSchema, path } from "./protocol.js";
+import { activateSchema, claimSchema, path, relocateSchema } from "./protocol.js";
 
 const bodyLimitBytes = 64 * 1024;
 
@@ -16,6 +16,7 @@ export interface HostStatus {
   readonly id: string;
   readonly state: string;
   readonly leaseProven: boolean;
+  readonly draining: boolean;
   readonly capacity: number;
   readonly containers: readonly {
     readonly name: string;
@@ -44,6 +45,25 @@ export function controlApi(host: HostActor, clock: Clock): Koa {
         const { container: name, epoch } = await read(ctx, activateSchema);
         return send(ctx, await activate(host.container(name), epoch));
       }
+      case `POST ${path.relocate}`: {
+        const { container, to } = await read(ctx, relocateSchema);
+        try {
+          ctx.body = await host.relocate(container, to, "asked for by hand");
+        } catch (error) {
+          ctx.status = error instanceof HakobuError && error.code === "CONFIG_INVALID" ? 400 : 503;
+          ctx.body = { error: reasonOf(error) };
+        }
+        return;
+      }
+      case `POST ${path.drain}`:
+        void host.drain();
+        ctx.status = 202;
+        ctx.body = hostStatus(host);
+        return;
+      case `POST ${path.undrain}`:
+        await host.undrain();
+        ctx.body = hostStatus(host);
+        return;
       case `GET ${path.host}`:
         ctx.body = hostStatus(host);
         return;
@@ -74,6 +94,7 @@ export function hostStatus(host: HostActor): HostStatus {
     id: host.record.id,
     state: host.state,
     leaseProven: host.proven,
+    draining: host.record.draining,
     capacity: host.record.capacity,
     containers: [...host.containers].map((container) => ({
       name: container.name,

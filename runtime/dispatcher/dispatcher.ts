@@ -134,7 +134,8 @@ export class Dispatcher {
   }
 
   #moved(outgoing: ServerResponse, name: string): void {
-    const { view } = this.#options;
+    const { view, host } = this.#options;
+    if (host.handingOver(name)) return answer(outgoing, 421, { verdict: "leaving" });
     const placement: Placement | undefined = view.placement(name);
     answer(outgoing, 421, { verdict: "moved", ...(placement === undefined ? {} : { placement }) });
   }

@@ -5,13 +5,20 @@ import { z } from "zod";
 export const header = {
   container: "hakobu-container",
   epoch: "hakobu-epoch",
-  /** On a response of the host's own (421, 503): `moved` or `refused`. A container's response never carries it. */
+  /** On a response of the host's own (421, 503): `moved`, `leaving` or `refused`. A container's response never carries it. */
   verdict: "hakobu-verdict",
   /** On a response that had to wait for its container: how that came up. */
   activation: "hakobu-activation",
 } as const;
 
-export const path = { claim: "/v1/claim", activate: "/v1/activate", host: "/v1/host" } as const;
+export const path = {
+  claim: "/v1/claim",
+  activate: "/v1/activate",
+  host: "/v1/host",
+  relocate: "/v1/relocate",
+  drain: "/v1/drain",
+  undrain: "/v1/undrain",
+} as const;
 
 const epoch = z.number().int().nonnegative();
 
@@ -29,7 +36,10 @@ export const claimSchema = z.object({
   expected: epoch,
   from: z.string().exactOptional(),
   reason: z.string().max(500),
+  handover: z.boolean().exactOptional(),
 });
+
+export const relocateSchema = z.object({ container: z.string(), to: z.string().exactOptional() });
 
 export const activateSchema = z.object({ container: z.string(), epoch });
 
@@ -59,6 +69,8 @@ export const activateReplySchema = z.discriminatedUnion("kind", [
 /** Body of a response with `hakobu-verdict`. */
 export const verdictSchema = z.discriminatedUnion("verdict", [
   z.object({ verdict: z.literal("moved"), placement: placementSchema.exactOptional() }),
+  /** A planned move is under way: the owner changes within seconds. */
+  z.object({ verdict: z.literal("leaving") }),
   z.object({ verdict: z.literal("refused"), reason: z.string(), retryAfterMs: z.number().exactOptional() }),
 ]);
 

@@ -6,7 +6,10 @@ const rotateAboveBytes = 8 * 1024 * 1024;
 const readBytes = 256 * 1024;
 
 /** Call before a container starts: moves a log of more than 8 MiB to `<path>.1` and makes sure that there is one. */
-export async function openOutputLog(path: string, owner: { readonly uid: number; readonly gid: number }): Promise<void> {
+export async function openOutputLog(
+  path: string,
+  owner: { readonly uid: number; readonly gid: number },
+): Promise<void> {
   const bytes = await stat(path).then(
     ({ size }) => size,
     () => 0,

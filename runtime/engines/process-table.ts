@@ -1,5 +1,5 @@
 // What /proc tells about a process (proc(5)). A process is a pid and its start time: pids are used again.
-import { readFileSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 import { HakobuError } from "../../actors/hakobu-error.js";
 
 export interface ProcessId {
@@ -38,6 +38,15 @@ export function signalProcess(pid: number, signal: "SIGTERM" | "SIGKILL"): boole
   }
 }
 
+/** Whether no process of it runs; one that only its parent has yet to wait for does not. */
+export function groupIsEmpty(group: number): boolean {
+  if (!exists(-group)) return true;
+  return readdirSync("/proc").every((name) => {
+    const stat = /^\d/.test(name) ? readStat(Number(name)) : undefined;
+    return stat === undefined || stat.group !== group || stat.state === "Z";
+  });
+}
+
 /** Asks every 5 ms until it holds. @returns whether it did within the limit */
 export async function waitUntil(condition: () => boolean, limitMs: number): Promise<boolean> {
   const end = performance.now() + limitMs;
@@ -48,12 +57,27 @@ export async function waitUntil(condition: () => boolean, limitMs: number): Prom
   return true;
 }
 
-function readStat(pid: number): { readonly state: string; readonly startTime: number } | undefined {
+function exists(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+interface Stat {
+  readonly state: string;
+  readonly group: number;
+  readonly startTime: number;
+}
+
+function readStat(pid: number): Stat | undefined {
   const text = readText(`/proc/${pid}/stat`);
   if (text === undefined) return undefined;
   // The second field is the program's name in brackets, which may hold anything.
   const fields = text.slice(text.lastIndexOf(")") + 2).split(" ");
-  return { state: fields[0] ?? "X", startTime: Number(fields[19]) };
+  return { state: fields[0] ?? "X", group: Number(fields[2]), startTime: Number(fields[19]) };
 }
 
 function readText(path: string): string | undefined {

@@ -54,7 +54,7 @@ export async function experiment(options: ExperimentOptions): Promise<Run> {
     onProgress(`${title}: bringing host ${cut} back`);
     await cluster.heal(cut);
   }
-  return { title, samples, cutAfter, move, firstMs: first.ms };
+  return { title, hostname: target.hostname, samples, cutAfter, move, firstMs: first.ms };
 }
 
 function bar(done: number, of: number): string {

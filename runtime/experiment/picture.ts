@@ -6,6 +6,7 @@ import { failed, median, type Sample } from "./load.js";
 
 export interface Run {
   readonly title: string;
+  readonly hostname: string;
   readonly samples: readonly Sample[];
   /** Index of the last request that had been answered when the host was cut off. */
   readonly cutAfter: number;

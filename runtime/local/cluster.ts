@@ -17,6 +17,8 @@ export interface LocalCluster {
   readonly etcd: string | undefined;
   /** A directory that all hosts see. */
   readonly shared: string;
+  /** Where the members write their logs. */
+  readonly logs: string;
   apply(records: readonly SpecRecord[]): Promise<void>;
   delete(name: string): Promise<void>;
   /** The host that owns a container. */

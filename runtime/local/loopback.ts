@@ -58,6 +58,7 @@ export async function createLoopbackCluster(options: LoopbackOptions): Promise<L
     admin: admin.address() as AddressInfo,
     etcd: undefined,
     shared,
+    logs: "standard error",
     apply: async (records) => {
       for (const record of records) await store.putSpec(record);
     },

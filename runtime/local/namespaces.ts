@@ -167,6 +167,7 @@ export async function createNamespacesCluster(options: NamespacesOptions): Promi
       admin: options.admin,
       etcd,
       shared,
+      logs,
       network,
       etcdServer,
       store,

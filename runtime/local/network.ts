@@ -10,13 +10,14 @@
 //   N3  The kernel's refusal to make `hakobu<x>` twice reserves the subnet, and that of the switch reserves the name: networks may
 //       be made at once, also by several processes.
 //   N4  A creation that fails, and close(), leave nothing behind. After a crash removeLeftovers() finds everything by name.
-import { spawn } from "node:child_process";
-import { readdir } from "node:fs/promises";
+import { readdir, readFile } from "node:fs/promises";
 import { HakobuError, reasonOf } from "../../actors/hakobu-error.js";
+import { runCommand } from "../engines/command.js";
 
 const COMMAND_DEADLINE_MS = 10_000;
 const FIRST_HOST = 11;
 const NAMESPACES = "/run/netns";
+const LINKS = "/sys/class/net";
 
 /** Seen from the host: `in` drops what is sent to it, `out` what it sends. */
 export type Direction = "both" | "in" | "out";
@@ -262,7 +263,7 @@ function rulesOfHost(id: string, { cut, lossPercent }: Faults): string[] {
 
 /** Makes the link between the root namespace and the switch in a subnet that nothing uses. Returns its third octet. */
 async function joinRoot(name: string, signal: AbortSignal | undefined): Promise<number> {
-  const routes = await run(["ip", "-4", "route", "show", "table", "all"], "", signal);
+  const routes = await run(["ip", "-4", "route", "show", "root", "10.77.0.0/16", "table", "all"], "", signal);
   const used = new Set([...routes.matchAll(/\b10\.77\.(\d+)\./g)].map((match) => Number(match[1])));
   for (let octet = 0; octet < 256; octet++) {
     if (used.has(octet)) continue;
@@ -320,9 +321,9 @@ async function namespacesOf(name: string): Promise<string[]> {
 }
 
 async function rootLinksOf(name: string): Promise<string[]> {
-  const answer = await run(["ip", "-json", "link", "show", "type", "veth"]);
-  const links = JSON.parse(answer || "[]") as { readonly ifname?: string; readonly ifalias?: string }[];
-  return links.filter((link) => link.ifalias === aliasOf(name)).map((link) => link.ifname ?? "");
+  const links = (await readdir(LINKS)).filter((link) => /^hakobu\d+$/.test(link));
+  const aliases = await Promise.all(links.map((link) => readFile(`${LINKS}/${link}/ifalias`, "utf8").catch(() => "")));
+  return links.filter((_, index) => aliases[index]?.trim() === aliasOf(name));
 }
 
 function check(name: string, hosts: readonly string[]): void {
@@ -384,40 +385,28 @@ function refusedAsExisting(error: unknown): boolean {
 }
 
 /** Runs one command with `input` on its standard input and resolves with its standard output. */
-function run(command: readonly string[], input = "", signal?: AbortSignal): Promise<string> {
-  const [program = "", ...args] = command;
-  return new Promise((resolve, reject) => {
-    signal?.throwIfAborted();
-    const child = spawn(program, args, { stdio: "pipe", timeout: COMMAND_DEADLINE_MS, ...(signal && { signal }) });
-    let stdout = "";
-    let stderr = "";
-    child.stdout.setEncoding("utf8").on("data", (text: string) => (stdout += text));
-    child.stderr.setEncoding("utf8").on("data", (text: string) => (stderr += text));
-    child.on("error", (error) => reject(explain(command, reasonOf(error), error)));
-    child.on("close", (code, killedBy) => {
-      if (code === 0) return resolve(stdout);
-      const ending = killedBy ? `was ended by ${killedBy} (limit ${COMMAND_DEADLINE_MS} ms)` : `ended with ${code}`;
-      reject(explain(command, `${ending}: ${stderr.trim().replaceAll("\n", "; ")}`));
-    });
-    child.stdin.on("error", () => undefined);
-    child.stdin.end(input);
-  });
+async function run(command: readonly string[], input = "", signal?: AbortSignal): Promise<string> {
+  const options = {
+    failure: "UNAVAILABLE",
+    title: "hosts as network namespaces",
+    timeoutMs: COMMAND_DEADLINE_MS,
+  } as const;
+  try {
+    return await runCommand(command, { ...options, input, ...(signal && { signal }) });
+  } catch (error) {
+    const missing = whatIsMissing(reasonOf(error));
+    throw missing === undefined
+      ? error
+      : new HakobuError("UNAVAILABLE", `${reasonOf(error).replaceAll("\n", "; ")}; ${missing}`, { cause: error });
+  }
 }
 
-function explain(command: readonly string[], message: string, cause?: unknown): HakobuError {
-  const said = `${command.join(" ")} ${message}`;
-  const details = cause === undefined ? {} : { cause };
-  if (cause instanceof Error && cause.name === "AbortError") return new HakobuError("ABORTED", said, details);
+function whatIsMissing(message: string): string | undefined {
   if (/ENOENT|failed to execute/.test(message)) {
-    return new HakobuError(
-      "UNAVAILABLE",
-      `${said}: install iproute2, nftables and util-linux, or run etc/setup.sh as root`,
-      details,
-    );
+    return "install iproute2, nftables and util-linux, or run etc/setup.sh as root";
   }
   if (/not permitted|Permission denied/.test(message)) {
-    const need = "hosts as network namespaces need root with CAP_NET_ADMIN and CAP_SYS_ADMIN (in Docker: --privileged)";
-    return new HakobuError("UNAVAILABLE", `${said}; ${need}`, details);
+    return "they need root with CAP_NET_ADMIN and CAP_SYS_ADMIN (in Docker: --privileged)";
   }
-  return new HakobuError("UNAVAILABLE", said, details);
+  return undefined;
 }

@@ -34,7 +34,10 @@ export interface FollowOptions {
 
 const backoff = { firstMs: 50, lastMs: 2000 };
 
-/** Everything there is, then every change, until the signal aborts. Never throws; outages are delivered, once each. */
+/**
+ * Everything there is, then every change. Ends when the signal aborts, at the latest after the deadline of one call. Never throws;
+ * outages are delivered, once each.
+ */
 export async function* followKeys(options: FollowOptions, signal: AbortSignal): AsyncGenerator<KeyChange, void, void> {
   const { connection, clock } = options;
   /** The first revision that was not delivered whole (F1); undefined: everything has to be listed. */

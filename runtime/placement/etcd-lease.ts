@@ -4,7 +4,8 @@
 //   L1  `provenUntil` = send time of the last answered request + TTL - stop budget, on the monotonic clock. etcd counts the TTL
 //       from when the request reached it, which is later, so it drops the keys at least the stop budget after that.
 //   L2  Past `provenUntil` nothing extends it again. A process that was suspended finds it in the past when it wakes, whichever
-//       runs first: the timer, or an answer that had been waiting in the socket.
+//       runs first: the timer, or an answer that had been waiting in the socket. (A whole machine that was suspended is another
+//       matter: its monotonic clock stood still, clock_gettime(2). Do not suspend or snapshot machines that run a host.)
 //   L3  It ends once: lost (deadline, or etcd dropped it), stopped, or revoked. Only the first resolves `lost`.
 import { HakobuError, reasonOf } from "../../actors/hakobu-error.js";
 import { type Clock, delay } from "../../actors/ports/clock.js";

@@ -60,6 +60,8 @@ interface Owner {
   readonly host: HostRecord;
   readonly placement: Placement;
   readonly reachability: ReachabilityActor;
+  /** The host is silent, and the container stays there all the same: wait for its answer. */
+  readonly damped?: true;
 }
 
 export class Carrier {
@@ -125,17 +127,16 @@ export class Carrier {
     const { record, incoming } = journey;
     const { name, probe } = record.spec;
     if (relocations.underWay(name) !== undefined)
-      await this.#move(journey, { reason: { text: "a move is under way", proven: true }, probedMs: 0 });
+      await this.#move(journey, certainly("a move is under way"));
     for (let turn = 1; turn <= hopLimit; turn++) {
       const placement = view.placement(name);
       if (placement === undefined) {
-        await this.#move(journey, { reason: { text: "it had no host", proven: true }, probedMs: 0 });
+        await this.#move(journey, certainly("it had no host"));
         continue;
       }
       const host = view.host(placement.host);
       if (host === undefined) {
-        const text = `${placement.host} has left the cluster`;
-        await this.#move(journey, { reason: { text, proven: true }, probedMs: 0 });
+        await this.#move(journey, certainly(`${placement.host} has left the cluster`));
         continue;
       }
       const reachability = this.#options.reachability(host);
@@ -149,15 +150,16 @@ export class Carrier {
         if (result.kind === "alive") return owner;
         const probedMs = result.kind === "timeout" ? result.afterMs : 0;
         const text = `${host.id}: ${describe(result)}`;
-        await this.#move(journey, { reason: { text, proven: true }, probedMs });
+        const certain = result.kind === "refused";
+        const move = await this.#move(journey, { reason: { text, proven: true, certain }, probedMs });
+        if (move.ended.kind === "damped") return { ...owner, damped: true };
         continue;
       }
       const proven = reachability.state === "unreachable";
-      const move = await this.#move(journey, {
-        reason: { text: `${host.id}: ${reachability.reason}`, proven },
-        probedMs: 0,
-      });
+      const text = `${host.id}: ${reachability.reason}`;
+      const move = await this.#move(journey, { reason: { text, proven, certain: reachability.certain }, probedMs: 0 });
       if (move.ended.kind === "alive") return owner;
+      if (move.ended.kind === "damped") return { ...owner, damped: true };
     }
     throw new HakobuError("UNAVAILABLE", `${name} moved ${hopLimit} times under one request`, { retryable: true });
   }
@@ -181,7 +183,7 @@ export class Carrier {
     }
   }
 
-  async #attempt(journey: Journey, { host, placement, reachability }: Owner): Promise<ForwardOutcome> {
+  async #attempt(journey: Journey, { host, placement, reachability, damped }: Owner): Promise<ForwardOutcome> {
     const { pools, forwarded, requestTimeoutMs } = this.#options;
     const { record, incoming, outgoing, body, trace } = journey;
     const cancellation = new Cancellation();
@@ -189,6 +191,7 @@ export class Carrier {
     const unwatch = reachability.watch({
       probeTimeoutMs: record.spec.probe.timeoutMs,
       hostSilent: (state, reason) => {
+        if (damped === true) return;
         if (state === "unreachable" || (repeatable && (body?.replayable ?? true)))
           cancellation.cancel(new HakobuError("UNAVAILABLE", `${host.id}: ${reason}`));
       },
@@ -225,7 +228,7 @@ export class Carrier {
 
   /** The host answered itself: it does not own the container (any more), or cannot serve it. @returns its reason */
   async #redirect(journey: Journey, owner: Owner, body: Buffer): Promise<string> {
-    const { view, clock } = this.#options;
+    const { view, clock, requestTimeoutMs } = this.#options;
     const { record, trace } = journey;
     const parsed = verdictSchema.safeParse(JSON.parse(body.toString()));
     if (!parsed.success)
@@ -245,14 +248,19 @@ export class Carrier {
         try {
           await view.until(changed, lag);
         } catch {
-          const text = `${owner.host.id} does not own it`;
-          await this.#move(journey, { reason: { text, proven: true }, probedMs: 0 });
+          await this.#move(journey, certainly(`${owner.host.id} does not own it`));
         }
         return `${owner.host.id} does not own it`;
       }
+      case "leaving": {
+        trace.open({ "hakobu.moved": true });
+        const { epoch } = owner.placement;
+        const limit = deadline(clock, requestTimeoutMs, `the planned move of ${record.spec.name} did not end in time`);
+        await view.until(() => view.placement(record.spec.name)?.epoch !== epoch, limit);
+        return `${owner.host.id} hands it over`;
+      }
       case "refused": {
-        const text = `${owner.host.id}: ${verdict.reason}`;
-        await this.#move(journey, { reason: { text, proven: true }, probedMs: 0 });
+        await this.#move(journey, certainly(`${owner.host.id}: ${verdict.reason}`));
         return verdict.reason;
       }
     }
@@ -288,9 +296,13 @@ export class Carrier {
     if (failure.code === "aborted" && reachability.state === "suspected") {
       const text = `${host.id}: ${reachability.reason}`;
       const probedMs = reachability.lastProbeMs;
-      await this.#move(journey, { reason: { text, proven: true }, probedMs });
+      await this.#move(journey, { reason: { text, proven: true, certain: false }, probedMs });
     }
   }
+}
+
+function certainly(text: string): Omit<Trigger, "request"> {
+  return { reason: { text, proven: true, certain: true }, probedMs: 0 };
 }
 
 /** The host name that a request asks for, lower case, without port and trailing dot; "" where there is none. */

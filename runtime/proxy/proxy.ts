@@ -32,6 +32,8 @@ export interface ProxyOptions {
   readonly requestTimeoutMs?: number;
   /** For a whole move. Default 60 s. */
   readonly relocationTimeoutMs?: number;
+  /** Moves of one container on suspicion alone, in a minute; beyond that it stays. Default 6. */
+  readonly movesPerMinute?: number;
   readonly replayLimitBytes?: number;
   readonly maxWaiting?: number;
   /** A load balancer in front of the proxy is trusted to have set `Forwarded` and `X-Forwarded-*`. */
@@ -90,6 +92,7 @@ export async function createProxy(options: ProxyOptions): Promise<HakobuProxy> {
     log,
     registry,
     deadlineMs: options.relocationTimeoutMs ?? 60_000,
+    movesPerMinute: options.movesPerMinute ?? 6,
   });
   const carrier = new Carrier({
     view,

@@ -291,7 +291,7 @@ export class View {
     for await (const change of store.follow(this.#abort.signal)) {
       this.log.push(change);
       this.#apply(change);
-      for (const wake of [...this.#waiting]) wake();
+      for (const wake of this.#waiting) wake();
     }
   }
 

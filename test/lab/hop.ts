@@ -20,7 +20,7 @@ export async function closeAll(): Promise<void> {
 export interface Listening extends Target {
   readonly sockets: ReadonlySet<Socket>;
   /** Connections since it began to listen. */
-  accepted(): number;
+  readonly accepted: () => number;
   close(): Promise<void>;
 }
 

@@ -9,8 +9,8 @@ export type ProxyMode = "pass" | "blackhole" | "dropResponses" | "refuse";
 
 export class TcpProxy {
   mode: ProxyMode = "pass";
-  /** Called with every piece of data for the server, before it is passed on. */
-  onRequest: ((data: Buffer) => void) | undefined;
+  /** Called with every piece of data for the client, before it is passed on. */
+  onResponse: ((data: Buffer) => void) | undefined;
   readonly #server: Server;
   readonly #pairs = new Set<readonly [Socket, Socket]>();
 
@@ -59,10 +59,10 @@ export class TcpProxy {
     };
     for (const socket of pair) socket.setNoDelay(true).on("error", end).on("close", end);
     client.on("data", (data) => {
-      this.onRequest?.(data);
       if (this.mode !== "blackhole") server.write(data);
     });
     server.on("data", (data) => {
+      this.onResponse?.(data);
       if (this.mode !== "blackhole" && this.mode !== "dropResponses") client.write(data);
     });
   }

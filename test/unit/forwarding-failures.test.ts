@@ -5,6 +5,7 @@ import net, { type Socket } from "node:net";
 import type { Target } from "../../actors/ports/prober.js";
 import type { ForwardFailure, ForwardOutcome } from "../../runtime/forwarding/outcome.js";
 import { Pools } from "../../runtime/forwarding/pools.js";
+import { blackhole } from "../lab/blackhole.js";
 import { ask, closeAll, deadPort, hop, type Hop, httpServer, raw, tcpServer, until } from "../lab/hop.js";
 
 const sha = (data: Buffer): string => createHash("sha256").update(data).digest("hex");
@@ -37,26 +38,6 @@ function after(bytes: number, then: (socket: Socket) => void): (socket: Socket) 
       done = true;
       then(socket);
     });
-  };
-}
-
-/** A listener that accepts nothing and whose backlog is full: connection attempts get no answer. */
-async function blackhole(): Promise<{ target: Target; close(): void }> {
-  const script =
-    "import socket,sys,time\ns=socket.socket();s.bind(('127.0.0.1',0));s.listen(0)\nprint(s.getsockname()[1],flush=True)\nsys.stdin.read()";
-  const { spawn } = await import("node:child_process");
-  const child = spawn("python3", ["-c", script], { stdio: ["pipe", "pipe", "inherit"] });
-  const port = await new Promise<number>((resolve) => {
-    child.stdout.once("data", (data: Buffer) => resolve(Number(data.toString())));
-  });
-  const fillers = Array.from({ length: 8 }, () => net.connect(port, "127.0.0.1").on("error", () => undefined));
-  await until(() => fillers.some((socket) => !socket.connecting), "one connection in the backlog");
-  return {
-    target: { address: "127.0.0.1", port },
-    close() {
-      for (const socket of fillers) socket.destroy();
-      child.stdin.end();
-    },
   };
 }
 
@@ -155,7 +136,7 @@ describe("a failed attempt", () => {
     const hole = await blackhole();
     try {
       const live = await digester();
-      const front = await hop([hole.target, live], { pools: { connectTimeoutMs: 100 } });
+      const front = await hop([hole, live], { pools: { connectTimeoutMs: 100 } });
       for (const body of [undefined, randomBytes(2_000_000)]) {
         const began = performance.now();
         const answer = await ask(
@@ -167,7 +148,7 @@ describe("a failed attempt", () => {
         assert.ok(ms >= 95 && ms < 400, `${ms} ms`);
       }
       assert.deepEqual(failure(front.outcomes[0]), { sent: "nothing", responded: false, code: "timeout" });
-      assert.equal(front.pools.sockets(hole.target), 0);
+      assert.equal(front.pools.sockets(hole), 0);
     } finally {
       hole.close();
     }
@@ -321,10 +302,10 @@ describe("pools", () => {
   it("cut connections that are still being made", async () => {
     const hole = await blackhole();
     try {
-      const front = await hop([hole.target], { pools: { connectTimeoutMs: 5000 } });
+      const front = await hop([hole], { pools: { connectTimeoutMs: 5000 } });
       const asked = ask(front);
-      await until(() => front.pools.sockets(hole.target) === 1, "a connection attempt");
-      front.pools.destroy(hole.target, "dead");
+      await until(() => front.pools.sockets(hole) === 1, "a connection attempt");
+      front.pools.destroy(hole, "dead");
       assert.equal((await asked).status, 502);
       assert.deepEqual(failure(front.outcomes[0]), { sent: "nothing", responded: false, code: "closed" });
     } finally {
@@ -348,7 +329,7 @@ describe("pools", () => {
     const listening = await new Promise<boolean>((resolve) => {
       server.once("error", () => resolve(false)).listen(0, "::1", () => resolve(true));
     });
-    if (!listening) return this.skip();
+    if (!listening) this.skip();
     const pools = new Pools();
     try {
       const { port } = server.address() as net.AddressInfo;

@@ -76,7 +76,7 @@ const HANDSHAKE =
   "GET /ws HTTP/1.1\r\nHost: a.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: k\r\nSec-WebSocket-Version: 13\r\nhakobu-epoch: 1\r\n\r\n";
 
 /** A client's side of the connection, with all that it received. */
-function client(target: Target, text: string): { socket: Socket; received(): Buffer; closed(): boolean } {
+function client(target: Target, text: string): { socket: Socket; received: () => Buffer; closed: () => boolean } {
   const chunks: Buffer[] = [];
   let closed = false;
   const socket = net.connect({ host: target.address, port: target.port });
@@ -126,7 +126,7 @@ describe("forwarding an upgrade", () => {
       await until(() => received().includes("hello"), "the tunnel");
       if (end === "client reset") socket.resetAndDestroy();
       else if (end === "cancelled") cancellation.cancel(new Error("the container is leaving"));
-      else for (const side of target.sockets) end === "target end" ? side.end("bye") : side.resetAndDestroy();
+      else for (const side of target.sockets) (end === "target end" ? side.end("bye") : side.resetAndDestroy()).unref();
       await until(() => closed() && target.sockets.size === 0, `${end}: both sides to close`);
       if (end === "target end") assert.ok(received().toString().endsWith("bye"));
       await until(() => hop.outcomes[0]?.kind === "tunnelled", `${end}: the outcome`);

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { createHash, randomBytes } from "node:crypto";
 import http from "node:http";
 import net from "node:net";
-import fc from "fast-check";
+import * as fc from "fast-check";
 import { Cancellation } from "../../runtime/forwarding/cancellation.js";
 import { type Answer, ask, closeAll, hop, httpServer, raw, tcpServer, until } from "../lab/hop.js";
 
@@ -371,7 +371,7 @@ describe("forwarding a request", () => {
       return socket;
     });
     await until(() => target.sockets.size === 100, "100 connections to the target");
-    for (const [index, socket] of clients.entries()) index % 3 ? socket.destroy() : socket.resetAndDestroy();
+    for (const [index, socket] of clients.entries()) (index % 3 ? socket.destroy() : socket.resetAndDestroy()).unref();
     await until(() => target.sockets.size === 0, "no connection to the target");
     const { accepted } = target;
     assert.equal(accepted(), 100, "an aborted request must not open another connection");
@@ -496,8 +496,12 @@ describe("request smuggling", () => {
   it("does not happen with any field that a client may send", async () => {
     const target = await echo();
     const front = await hop([target]);
-    const token = fc.string({ unit: fc.constantFrom(..."abcXYZ-_09"), minLength: 1, maxLength: 20 });
-    const value = fc.string({ unit: fc.constantFrom(...'abc,; ="\t\xe9'), maxLength: 30 });
+    const token = fc.string({
+      unit: fc.constantFrom("a", "b", "X", "Z", "-", "_", "0", "9"),
+      minLength: 1,
+      maxLength: 20,
+    });
+    const value = fc.string({ unit: fc.constantFrom("a", "b", ",", ";", " ", "=", '"', "\t", "\xe9"), maxLength: 30 });
     await fc.assert(
       fc.asyncProperty(fc.array(fc.tuple(token, value), { maxLength: 8 }), async (fields) => {
         const reserved = /^(host|content-length|transfer-encoding|connection|expect|upgrade|te)$/i;

@@ -307,7 +307,7 @@ describe("the statechart of a relocation", () => {
   const input = (proven: boolean) => ({
     container: "blog",
     owner,
-    reason: { text: "planted", proven },
+    reason: { text: "planted", proven, certain: false },
     attemptLimit: 2,
     deadlineMs: 1000,
   });
@@ -315,6 +315,7 @@ describe("the statechart of a relocation", () => {
     done("probe", "alive"),
     done("probe", "dead"),
     done("choose", { kind: "candidate", host: "b", owner }),
+    done("choose", { kind: "taken", owner: { host: "c", epoch: 9 } }),
     done("choose", { kind: "none", why: "planted" }),
     failed("choose"),
     done("claim", { kind: "won", owner: { host: "b", epoch: 8 } }),

@@ -26,7 +26,9 @@ export interface Cgroups {
 export function findCgroups(): Cgroups {
   if (existsSync(join(mountPoint, "cgroup.controllers")))
     return { version: 2, of: (names) => [join(mountPoint, names.cgroup)] };
-  const used = ["cpu", "memory", "pids", "devices"].filter((each) => existsSync(join(mountPoint, each, "cgroup.procs")));
+  const used = ["cpu", "memory", "pids", "devices"].filter((each) =>
+    existsSync(join(mountPoint, each, "cgroup.procs")),
+  );
   return { version: 1, of: (names) => used.map((each) => join(mountPoint, each, names.cgroup)) };
 }
 

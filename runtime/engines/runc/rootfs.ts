@@ -27,7 +27,10 @@ export async function mountRootfs(
 ): Promise<void> {
   const lower = spec.rootfs === "host" ? "/" : spec.rootfs;
   if (/[,:\\\s]/.test(`${lower}${names.layer}`))
-    throw new HakobuError("START_FAILED", `${lower}, ${names.layer}: overlayfs takes no comma, colon, backslash or space`);
+    throw new HakobuError(
+      "START_FAILED",
+      `${lower}, ${names.layer}: overlayfs takes no comma, colon, backslash or space`,
+    );
   for (const directory of [names.layer, names.root]) mkdirSync(directory, { recursive: true, mode: 0o700 });
   const script = `set -e
 mount -t tmpfs -o size="$1"m,mode=755,nosuid hakobu "$2"
@@ -56,7 +59,19 @@ exec mount -t overlay -o lowerdir="$4",upperdir="$2/upper",workdir="$2/work" hak
       timeoutMs: commandLimitMs,
       signal,
     },
-  );
+  ).catch(async (error: unknown) => {
+    for (const archive of Object.values(archives)) await checkArchive(archive);
+    throw error;
+  });
+}
+
+/** @throws HakobuError RESTORE_FAILED: then it is the image that is bad, and not this machine */
+async function checkArchive(path: string): Promise<void> {
+  await runCommand(["/bin/sh", "-c", 'exec tar -tf "$1" >/dev/null', "sh", path], {
+    failure: "RESTORE_FAILED",
+    title: `reading ${path}`,
+    timeoutMs: commandLimitMs,
+  });
 }
 
 /**
@@ -91,6 +106,10 @@ export async function unmountRootfs(names: Names): Promise<void> {
 export function mountsBelow(directory: string): string[] {
   return readFileSync("/proc/self/mountinfo", "utf8")
     .split("\n")
-    .map((line) => (line.split(" ", 5)[4] ?? "").replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8))))
+    .map((line) =>
+      (line.split(" ", 5)[4] ?? "").replace(/\\([0-7]{3})/g, (_, octal: string) =>
+        String.fromCharCode(Number.parseInt(octal, 8)),
+      ),
+    )
     .filter((point) => point.startsWith(`${directory}/`));
 }

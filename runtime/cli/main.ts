@@ -1,0 +1,38 @@
+#!/usr/bin/env node
+// The program `hakobu`: its commands, and how an error ends it.
+import { Command } from "commander";
+import { doctorCommand } from "./doctor.js";
+import { experimentCommand } from "./experiment.js";
+import { memberCommands } from "./members.js";
+import { fail } from "./output.js";
+import { storeCommands } from "./store.js";
+import { upCommand } from "./up.js";
+
+const program = new Command("hakobu")
+  .description("Carries web containers between hosts, one HTTP request at a time.")
+  .version("0.1.0")
+  .showHelpAfterError("(add --help for what there is)")
+  .addHelpText(
+    "after",
+    `
+Begin here:
+  hakobu doctor                     what this machine can do
+  hakobu up                         a whole cluster on this machine
+  hakobu apply -f blog.yaml         give it an application
+  hakobu get                        where it runs
+
+On real machines: etcd, "hakobu proxy" where requests come in, "hakobu host" on every host, and a directory that all
+hosts share. Configuration files with every setting explained are in etc/hakobu/.`,
+  );
+
+upCommand(program);
+experimentCommand(program);
+memberCommands(program);
+storeCommands(program);
+doctorCommand(program);
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  process.exitCode = fail(error);
+}

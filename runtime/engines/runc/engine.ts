@@ -1,0 +1,250 @@
+// Containers by runc, and their images by CRIU. runc starts them; dumps and restores call CRIU itself. An instance is run and
+// stopped by pid and control group in either case.
+//
+//   E1  start() and restore() leave a running instance, or nothing of it but its log.
+//   E2  What find() does not return is not there: leftovers of dead instances are removed.
+import { closeSync, mkdirSync, openSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { type ErrorCode, HakobuError, reasonOf } from "../../../actors/hakobu-error.js";
+import type { Engine, Instance, Launch, Launched, Phases } from "../../../actors/ports/engine.js";
+import type { Log } from "../../../actors/ports/log.js";
+import type { ContainerSpec } from "../../../actors/ports/spec.js";
+import { findCriu } from "../../doctor/criu-binary.js";
+import { abortError, lastLines, runCommand } from "../command.js";
+import { containersIn, readInstance, writeInstance } from "../instance-file.js";
+import { isListening } from "../listening.js";
+import { readOutputLog } from "../output-log.js";
+import { handlesTerm, identify, isRunning, signalProcess, waitUntil } from "../process-table.js";
+import { baseLayer } from "./base-layer.js";
+import { findCgroups } from "./cgroup.js";
+import { type Criu, checkCriu, dump, openCriu, restore } from "./criu.js";
+import { machineFingerprint, rootfsFingerprint } from "./fingerprint.js";
+import { type Names, namesOf } from "./names.js";
+import { openGateway } from "./network.js";
+import { bindsOf, ociConfig } from "./oci-config.js";
+import { archiveCommand } from "./rootfs.js";
+import { hasSandbox, prepareSandbox, removeSandbox, type SandboxContext } from "./sandbox.js";
+
+/** Where the caller's signal sets no earlier end. */
+const operationLimitMs = 120_000;
+
+export interface RuncEngineOptions {
+  readonly hostId: string;
+  /** Local to this host; `runc/` in it is the engine's. */
+  readonly stateDir: string;
+  readonly log: Log;
+  /** More directories of the host that containers with `rootfs: host` must not see, for example that of the images. */
+  readonly hidden?: readonly string[];
+}
+
+export class RuncEngine implements Engine {
+  readonly name = "runc";
+  readonly capabilities: Engine["capabilities"];
+  readonly #hostId: string;
+  readonly #directory: string;
+  readonly #log: Log;
+  readonly #hidden: readonly string[];
+  readonly #criu: Criu | undefined;
+  readonly #sandbox: SandboxContext;
+  readonly #layers = new Map<string, Promise<string>>();
+  readonly #rootfs = new Map<string, string>();
+  #ready: Promise<void> | undefined;
+
+  constructor({ hostId, stateDir, log, hidden = [] }: RuncEngineOptions) {
+    this.#hostId = hostId;
+    this.#directory = join(stateDir, "runc");
+    this.#log = log;
+    this.#hidden = [stateDir, ...hidden];
+    const binary = findCriu();
+    this.#criu = binary === undefined ? undefined : openCriu(binary, [stateDir, ...hidden]);
+    this.capabilities =
+      this.#criu === undefined
+        ? { checkpoint: false, reason: "CRIU is not installed; etc/setup.sh installs it" }
+        : { checkpoint: true };
+    this.#sandbox = {
+      hostId,
+      cgroups: findCgroups(),
+      baseLayer: (rootfs) => this.#layer(rootfs),
+      runcRoot: join(this.#directory, ".runc"),
+    };
+  }
+
+  fingerprint(spec: ContainerSpec): Promise<Readonly<Record<string, string>>> {
+    let rootfs = this.#rootfs.get(spec.rootfs);
+    if (rootfs === undefined) {
+      rootfs = rootfsFingerprint(spec.rootfs);
+      this.#rootfs.set(spec.rootfs, rootfs);
+    }
+    return Promise.resolve(this.#criu === undefined ? { rootfs } : { ...machineFingerprint(this.#criu), rootfs });
+  }
+
+  start(launch: Launch, signal: AbortSignal): Promise<Launched> {
+    return this.#launch("START_FAILED", launch, undefined, signal, async (names) => {
+      writeFileSync(join(names.bundle, "config.json"), JSON.stringify(ociConfig(names, launch)));
+      const log = join(names.bundle, "runc.log");
+      const output = openSync(join(names.bundle, "runc.out"), "w", 0o600);
+      try {
+        await runCommand(
+          [
+            ...["runc", "--root", this.#sandbox.runcRoot, "--log", log, "run", "--detach"],
+            ...["--bundle", names.bundle, "--pid-file", names.pidFile, names.container],
+          ],
+          { failure: "START_FAILED", title: "runc run", timeoutMs: operationLimitMs, signal, output },
+        );
+      } catch (error) {
+        if (!(error instanceof HakobuError) || error.code !== "START_FAILED") throw error;
+        const said = lastLines(readFileSync(join(names.bundle, "runc.out"), "utf8"), 3);
+        throw new HakobuError("START_FAILED", `${error.message}: ${said}`, { cause: error });
+      } finally {
+        closeSync(output);
+      }
+      return Number(readFileSync(names.pidFile, "utf8"));
+    });
+  }
+
+  restore(launch: Launch, directory: string, signal: AbortSignal): Promise<Launched> {
+    return this.#launch("RESTORE_FAILED", launch, directory, signal, (names) =>
+      restore(this.#requireCriu("RESTORE_FAILED"), names, {
+        directory,
+        binds: bindsOf(names, launch.spec),
+        cgroups: this.#sandbox.cgroups.of(names),
+        timeoutMs: operationLimitMs,
+        signal,
+      }),
+    );
+  }
+
+  async checkpoint(instance: Instance, spec: ContainerSpec, directory: string, signal: AbortSignal): Promise<Phases> {
+    const criu = this.#requireCriu("CHECKPOINT_FAILED");
+    const names = this.#names(instance.container);
+    if (!isRunning(instance))
+      throw new HakobuError("CHECKPOINT_FAILED", `${instance.container} does not run any more: nothing to image`);
+    const begunMs = performance.now();
+    await dump(criu, names, {
+      pid: instance.pid,
+      directory,
+      binds: bindsOf(names, spec),
+      whileFrozen: archiveCommand(names, directory),
+      timeoutMs: operationLimitMs,
+      signal,
+    });
+    return [{ name: "criu dump", ms: performance.now() - begunMs }];
+  }
+
+  async stop(instance: Instance, graceMs: number): Promise<void> {
+    // Without a handler for it the first process of a pid namespace never notices a TERM.
+    if (graceMs > 0 && isRunning(instance) && handlesTerm(instance.pid)) {
+      signalProcess(instance.pid, "SIGTERM");
+      await waitUntil(() => !isRunning(instance), graceMs);
+    }
+    await removeSandbox(this.#names(instance.container), this.#sandbox.runcRoot);
+  }
+
+  alive(instance: Instance): boolean {
+    return isRunning(instance);
+  }
+
+  listening(instance: Instance): Promise<boolean> {
+    return isListening(instance.pid, instance.port);
+  }
+
+  async find(): Promise<readonly Instance[]> {
+    const found: Instance[] = [];
+    for (const container of containersIn(this.#directory)) {
+      const names = this.#names(container);
+      const instance = readInstance(names.directory);
+      if (instance !== undefined && isRunning(instance)) {
+        found.push(instance);
+        continue;
+      }
+      if (instance === undefined && !hasSandbox(names, this.#sandbox.runcRoot)) continue;
+      this.#log.info({ container }, "removing what is left of a container that does not run");
+      await removeSandbox(names, this.#sandbox.runcRoot);
+    }
+    return found;
+  }
+
+  output(container: string, lines: number): Promise<string> {
+    return readOutputLog(this.#names(container).outputLog, lines);
+  }
+
+  async #launch(
+    failure: ErrorCode,
+    launch: Launch,
+    image: string | undefined,
+    signal: AbortSignal,
+    run: (names: Names) => Promise<number>,
+  ): Promise<Launched> {
+    const { spec, specHash, epoch } = launch;
+    const names = this.#names(spec.name);
+    const title = `${image === undefined ? "the start" : "the restore"} of ${spec.name}`;
+    if (signal.aborted) throw abortError(signal, title);
+    const known = readInstance(names.directory);
+    if (known !== undefined && isRunning(known))
+      throw new HakobuError(failure, `${spec.name} runs on this host already, as process ${known.pid}: stop it first`);
+    try {
+      this.#ready ??= this.#open();
+      await this.#ready;
+      if (hasSandbox(names, this.#sandbox.runcRoot)) await removeSandbox(names, this.#sandbox.runcRoot);
+      const { phases, unlimited } = await prepareSandbox(this.#sandbox, names, launch, image, signal);
+      if (unlimited.length > 0)
+        this.#log.warn({ container: spec.name, unlimited }, "limits that this machine does not enforce");
+      const begunMs = performance.now();
+      const pid = await run(names);
+      const runMs = performance.now() - begunMs;
+      const { startTime } = identify(pid);
+      if (signal.aborted) throw abortError(signal, title);
+      const instance: Instance = {
+        container: spec.name,
+        engine: this.name,
+        epoch,
+        specHash,
+        address: names.address,
+        port: spec.port,
+        pid,
+        startTime,
+      };
+      writeInstance(names.directory, instance);
+      return { instance, phases: [...phases, { name: image === undefined ? "runc run" : "criu restore", ms: runMs }] };
+    } catch (error) {
+      await removeSandbox(names, this.#sandbox.runcRoot).catch((left: unknown) =>
+        this.#log.error({ container: spec.name, reason: reasonOf(left) }, "could not clean up after a failed launch"),
+      );
+      if (signal.aborted) throw abortError(signal, title);
+      // What is not the image's fault keeps its own code: the image stays in use.
+      if (error instanceof HakobuError) throw error;
+      throw new HakobuError(failure, `${title} failed: ${reasonOf(error)}`, { cause: error });
+    }
+  }
+
+  /** Once: what all containers share. A failure is tried again by the next launch. */
+  async #open(): Promise<void> {
+    try {
+      mkdirSync(this.#directory, { recursive: true, mode: 0o700 });
+      await Promise.all([openGateway(), this.#criu === undefined ? undefined : checkCriu(this.#criu)]);
+    } catch (error) {
+      this.#ready = undefined;
+      throw error;
+    }
+  }
+
+  /** Shared by all launches, so it ends with none of them: it has a deadline of its own. */
+  #layer(rootfs: string): Promise<string> {
+    let layer = this.#layers.get(rootfs);
+    if (layer === undefined) {
+      layer = baseLayer(rootfs === "host" ? "/" : rootfs, this.#hidden);
+      layer.catch(() => this.#layers.delete(rootfs));
+      this.#layers.set(rootfs, layer);
+    }
+    return layer;
+  }
+
+  #names(container: string): Names {
+    return namesOf(this.#hostId, this.#directory, container);
+  }
+
+  #requireCriu(code: ErrorCode): Criu {
+    if (this.#criu === undefined) throw new HakobuError(code, "CRIU is not installed; etc/setup.sh installs it");
+    return this.#criu;
+  }
+}

@@ -1,0 +1,2 @@
+// draft
+export const seccompProfile: object | undefined = undefined;
