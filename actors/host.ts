@@ -4,6 +4,8 @@
 //   O2  A container is served only under a claim that this host won and has not seen superseded.
 //   O3  A placement that changed hands (watch, or a request with a newer epoch) makes the container leave.
 //   O4  Containers found running after a crash of the agent are kept if their placement is still this host's, else stopped.
+//   O5  After a time in which this process did not run (stopped, starved), nothing is served before it has looked who owns what.
+//       An exclusive container is served only while the lease is proven; others also while nobody has taken them.
 import { type Actor, createActor, fromPromise } from "xstate";
 import { hostMachine } from "../machines/host.js";
 import type { ClusterView, Noticed } from "./cluster-view.js";
@@ -27,7 +29,9 @@ export interface HostDeps extends Omit<ContainerDeps, "engine"> {
 }
 
 /** How often processes are looked after. */
-const checkEveryMs = 1000;
+const checkEveryMs = 500;
+/** A pause of the event loop from which on this host does not trust what it knows. */
+const sleepMs = 2000;
 const joinPauseMs = 250;
 const joinPauseLimitMs = 5000;
 /** A planned move, with the drain of what is being answered and the start on the other host. */
@@ -46,12 +50,18 @@ export class HostActor {
   #record: HostRecord;
   #membership: Membership | undefined;
   #checkTimer: unknown;
+  /** When the event loop was last seen to run. */
+  #tickMs: number;
+  /** It did not run for a while, and has not looked since who owns what. */
+  #slept = false;
+  #looking: Promise<void> | undefined;
   #stopNoticing: () => void;
   readonly #viewReady: Promise<void>;
 
   constructor(deps: HostDeps, record: HostRecord) {
     this.#deps = deps;
     this.#record = record;
+    this.#tickMs = deps.clock.now();
     this.#actor = createActor(
       hostMachine.provide({
         actors: {
@@ -85,6 +95,13 @@ export class HostActor {
 
   container(name: string): ContainerActor | undefined {
     return this.#containers.get(name);
+  }
+
+  /** O5: whether requests for a container may be answered now. The request path asks; it costs one look at the clock. */
+  async mayServe(container: ContainerActor): Promise<boolean> {
+    this.#noteSleep();
+    if (this.#slept) await (this.#looking ??= this.#look().finally(() => (this.#looking = undefined)));
+    return !container.left && (container.record.spec.takeover !== "exclusive" || this.proven);
   }
 
   /** The lease is proven at this moment. */
@@ -251,6 +268,30 @@ export class HostActor {
     throw new HakobuError("UNAVAILABLE", `nobody takes ${container.name}: ${refusals.join("; ")}`);
   }
 
+  async #look(): Promise<void> {
+    const { store, clock, view, log } = this.#deps;
+    log.warn({ host: this.#record.id }, "this process did not run for a while: looks who owns its containers");
+    await Promise.all(
+      [...this.#containers.values()].map(async (container) => {
+        try {
+          const placement = await store.read(container.name);
+          if (placement !== undefined) view.learn(placement);
+          if (placement !== undefined && placement.host !== this.#record.id)
+            container.send({ type: "OWNERSHIP_LOST", reason: "it was taken while this host did not run" });
+        } catch (error) {
+          log.warn({ container: container.name, reason: reasonOf(error) }, "cannot look who owns it");
+        }
+      }),
+    );
+    this.#slept = false;
+  }
+
+  #noteSleep(): void {
+    const now = this.#deps.clock.now();
+    if (now - this.#tickMs > sleepMs) this.#slept = true;
+    this.#tickMs = now;
+  }
+
   async #refusal(claim: Claim): Promise<ClaimReply | undefined> {
     const { view, engines, prober, clock } = this.#deps;
     const refuse = (reason: string, retryAfterMs?: number): ClaimReply => ({
@@ -309,6 +350,13 @@ export class HostActor {
     return container;
   }
 
+  /** A claim whose answer was lost has been applied after all. */
+  #discovered(placement: Placement): void {
+    const record = this.#deps.view.spec(placement.container);
+    if (this.state !== "running" || record === undefined || this.#containers.has(placement.container)) return;
+    void this.#acquire(record, placement);
+  }
+
   async #forget(container: ContainerActor): Promise<void> {
     if (this.#containers.get(container.name) !== container) return;
     this.#containers.delete(container.name);
@@ -321,8 +369,9 @@ export class HostActor {
       case "placement": {
         const container = this.#containers.get(noticed.container);
         const placement = noticed.placement;
-        if (container === undefined || placement === undefined) return;
-        if (placement.host === this.#record.id || placement.epoch <= container.epoch) return;
+        if (placement === undefined) return;
+        if (placement.host === this.#record.id) return this.#discovered(placement);
+        if (container === undefined || placement.epoch <= container.epoch) return;
         container.send({ type: "OWNERSHIP_LOST", reason: `${placement.host} owns it: ${placement.reason}` });
         return;
       }
@@ -437,6 +486,7 @@ export class HostActor {
 
   #armCheck(): unknown {
     return this.#deps.clock.setTimeout(() => {
+      this.#noteSleep();
       for (const container of this.#containers.values()) container.check();
       this.#checkTimer = this.#armCheck();
     }, checkEveryMs);

@@ -100,6 +100,8 @@ export interface PlacementStore {
    * @throws HakobuError HOST_ID_TAKEN when a host of that id but with another address is alive; STORE_UNAVAILABLE
    */
   join(record: HostRecord): Promise<Membership>;
+  /** What stands at this moment, whoever has heard of it. @throws HakobuError STORE_UNAVAILABLE, STORE_REFUSED */
+  read(container: string): Promise<Placement | undefined>;
   /** Idempotent. Ends every `follow`. */
   close(): Promise<void>;
 }

@@ -7,7 +7,8 @@ import { fileURLToPath } from "node:url";
 import type { Command } from "commander";
 import { HakobuError } from "../../actors/hakobu-error.js";
 import type { SpecRecord } from "../../actors/ports/placement-store.js";
-import { readSpecs, specHash } from "../config/spec.js";
+import { readSpecFile } from "../config/spec-file.js";
+import { specRecord } from "../config/spec.js";
 import { experiment } from "../experiment/experiment.js";
 import { chart, type Run, summarise, table } from "../experiment/picture.js";
 import type { LocalCluster } from "../local/cluster.js";
@@ -98,14 +99,14 @@ function counter(): Promise<SpecRecord> {
 }
 
 async function first(file: string, env: NodeJS.ProcessEnv): Promise<SpecRecord> {
-  const [record] = await readSpecs(file, { ...process.env, ...env });
+  const [record] = await readSpecFile(file, { ...process.env, ...env });
   return record as SpecRecord;
 }
 
 function variant({ spec }: SpecRecord, suffix: string, checkpoint: Partial<SpecRecord["spec"]["checkpoint"]>): SpecRecord {
   const name = `${spec.name}-${suffix}`;
   const changed = { ...spec, name, hostnames: [`${name}.localhost`], checkpoint: { ...spec.checkpoint, ...checkpoint } };
-  return { spec: changed, hash: specHash(changed) };
+  return specRecord(changed);
 }
 
 function run(program: string, args: readonly string[]): Promise<void> {

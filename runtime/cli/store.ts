@@ -6,22 +6,22 @@ import { ClusterView } from "../../actors/cluster-view.js";
 import { HakobuError } from "../../actors/hakobu-error.js";
 import { noLog } from "../../actors/ports/log.js";
 import type { HostRecord } from "../../actors/ports/placement-store.js";
-import { readSpecs } from "../config/spec.js";
-import { type EtcdFlags, etcdFlags, etcdOptions } from "../config/program.js";
+import { readSpecFile } from "../config/spec-file.js";
 import type { HostStatus } from "../dispatcher/control.js";
 import { path } from "../dispatcher/protocol.js";
 import { EtcdPlacementStore } from "../placement/etcd.js";
 import { systemClock } from "../system-clock.js";
 import { plain } from "./output.js";
+import { etcdFrom, type Given, withEtcd } from "./settings.js";
 
 const readLimitMs = 5000;
 const askLimitMs = 1000;
 
 export function storeCommands(program: Command): void {
-  etcdFlags(program.command("apply").description("create or change applications from a YAML file"))
+  withEtcd(program.command("apply").description("create or change applications from a YAML file"))
     .requiredOption("-f, --file <spec.yaml>", "one or more applications, separated by ---")
-    .action(async ({ file, ...flags }: EtcdFlags & { file: string }) => {
-      const records = await readSpecs(file, process.env);
+    .action(async ({ file, ...flags }: Given & { file: string }) => {
+      const records = await readSpecFile(file, process.env);
       await withStore(flags, async (store) => {
         for (const record of records) {
           await store.putSpec(record);
@@ -30,33 +30,33 @@ export function storeCommands(program: Command): void {
       });
     });
 
-  etcdFlags(program.command("delete").description("remove an application; its container is stopped"))
+  withEtcd(program.command("delete").description("remove an application; its container is stopped"))
     .argument("<name>")
-    .action(async (name: string, flags: EtcdFlags) => {
+    .action(async (name: string, flags: Given) => {
       await withStore(flags, async (store) => {
         if (await store.deleteSpec(name)) console.log(`${name} deleted`);
         else throw new HakobuError("CONFIG_INVALID", `no application ${name}; see: hakobu get`);
       });
     });
 
-  etcdFlags(program.command("get").description("list applications and hosts, with what each host says of them"))
+  withEtcd(program.command("get").description("list applications and hosts, with what each host says of them"))
     .argument("[what]", "containers or hosts", "containers")
     .option("--json", "print as JSON")
-    .action(async (what: string, { json, ...flags }: EtcdFlags & { json?: boolean }) => {
+    .action(async (what: string, flags: Given & { json?: string }) => {
       if (what !== "containers" && what !== "hosts")
         throw new HakobuError("CONFIG_INVALID", `cannot list ${what}: use containers or hosts`);
       const view = await withStore(flags, read);
       const hosts = [...view.hosts()];
       const asked = new Map(await Promise.all(hosts.map(async (host) => [host.id, await ask(host)] as const)));
       const rows = what === "hosts" ? hostRows(view, asked) : containerRows(view, asked);
-      if (json === true) console.log(JSON.stringify(rows, null, 2));
+      if (flags.json !== undefined) console.log(JSON.stringify(rows, null, 2));
       else if (rows.length === 0) console.log(what === "hosts" ? "No host has joined." : "Nothing applied yet.");
       else print(rows);
     });
 }
 
-export async function withStore<T>(flags: EtcdFlags, use: (store: EtcdPlacementStore) => Promise<T>): Promise<T> {
-  const store = new EtcdPlacementStore(etcdOptions(flags), { clock: systemClock, log: noLog });
+export async function withStore<T>(flags: Given, use: (store: EtcdPlacementStore) => Promise<T>): Promise<T> {
+  const store = new EtcdPlacementStore(await etcdFrom(flags), { clock: systemClock, log: noLog });
   try {
     return await use(store);
   } finally {

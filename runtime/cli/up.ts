@@ -3,14 +3,14 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Command } from "commander";
 import { HakobuError } from "../../actors/hakobu-error.js";
-import { readSpecs } from "../config/spec.js";
+import { readProxyConfig } from "../config/program.js";
+import { readSpecFile } from "../config/spec-file.js";
 import { canRestore, examine, missingToRestore } from "../doctor/doctor.js";
 import type { LocalCluster } from "../local/cluster.js";
 import { createLoopbackCluster } from "../local/loopback.js";
 import { createNamespacesCluster } from "../local/namespaces.js";
 import { programLog } from "../log.js";
 import { startTracing } from "../tracing/opentelemetry.js";
-import { address } from "../config/address.js";
 
 export interface UpOptions {
   readonly hosts?: string;
@@ -33,7 +33,7 @@ export function upCommand(program: Command): void {
     .option("-f, --file <spec.yaml>", "applications to apply at once")
     .action(async (options: UpOptions) => {
       await withCluster(options, async (cluster, interrupted) => {
-        if (options.file !== undefined) await cluster.apply(await readSpecs(options.file, process.env));
+        if (options.file !== undefined) await cluster.apply(await readSpecFile(options.file, process.env));
         welcome(cluster, undefined);
         await interrupted;
       });
@@ -46,8 +46,8 @@ async function openCluster(options: UpOptions): Promise<LocalCluster> {
   if (!Number.isInteger(count) || count < 1 || count > 16)
     throw new HakobuError("CONFIG_INVALID", `--hosts ${options.hosts}: give a number from 1 to 16`);
   const hosts = Array.from({ length: count }, (_, index) => String.fromCharCode(97 + index));
-  const proxy = address(options.listen, "--listen");
-  const admin = address(options.admin, "--admin");
+  const given = { "proxy.listen": options.listen, "proxy.admin": options.admin };
+  const { listen: proxy, admin } = (await readProxyConfig({ env: {}, options: given })).proxy;
   const checks = await examine();
   const log = programLog(process.env.HAKOBU_LOG ?? "warn");
   if (canRestore(checks)) {

@@ -16,18 +16,23 @@ export function fieldName(path: Path): string {
   return name;
 }
 
+/** By file, line and column. */
+const inOrder = new Intl.Collator("en", { numeric: true }).compare;
+
 /** The problems as one error; `where` gives the file, line and column, or the option, of a path. */
 export function refusal(problems: readonly Problem[], where: (path: Path) => string): HakobuError {
   const lines = problems.map(({ path, message }) => {
     const field = fieldName(path);
     return `${where(path)}: ${field === "" ? "" : `${field}: `}${message}`;
   });
-  return new HakobuError("CONFIG_INVALID", [...new Set(lines)].join("\n"));
+  return new HakobuError("CONFIG_INVALID", [...new Set(lines)].sort(inOrder).join("\n"));
 }
 
 /** What zod found, in our words, with a suggestion for each key that is not known. */
 export function problemsOf(schema: z.ZodType, error: z.ZodError): Problem[] {
   return error.issues.flatMap((issue): Problem[] => {
+    if (issue.code === "invalid_key")
+      return [{ path: issue.path, message: issue.issues.map(({ message }) => message).join("; ") }];
     if (issue.code !== "unrecognized_keys") return [{ path: issue.path, message: issue.message }];
     const known = knownKeys(schema, issue.path);
     return issue.keys.map((key) => ({ path: [...issue.path, key], message: unknown(key, known) }));

@@ -192,11 +192,10 @@ export function parseSpecs(text: string, file: string): ContainerSpec[] {
     for (const problem of contradictions(value)) if (!broken.has(problem.path.join("\0"))) problems.push(problem);
     if (result.success) {
       const spec = specOf(result.data);
-      for (const [path, key] of [
-        [["name"], spec.name],
-        ...spec.hostnames.map((each, index) => [["hostnames", index], each]),
-      ] as [Problem["path"], string][]) {
-        const kind = `${path[0] as string} ${key}`;
+      const keys: [Problem["path"], string][] = [[["name"], spec.name]];
+      for (const [index, each] of (result.data.hostnames ?? []).entries()) keys.push([["hostnames", index], each]);
+      for (const [path, key] of keys) {
+        const kind = `${String(path[0])} ${key}`;
         const first = taken.get(kind);
         if (first === undefined) taken.set(kind, where([]));
         else if (first !== where([])) problems.push({ path, message: `${key} is already used by the one at ${first}` });

@@ -63,6 +63,8 @@ export class Dispatcher {
     const epoch = Number(incoming.headers[header.epoch]);
     if (epoch > container.epoch) host.supersede(container, epoch);
     if (epoch !== container.epoch) return this.#moved(outgoing, name);
+    if (!(await host.mayServe(container)))
+      return answer(outgoing, 503, { verdict: "refused", reason: `${host.record.id} cannot prove its lease` });
     try {
       await this.#carry(container, incoming, outgoing);
     } catch (error) {

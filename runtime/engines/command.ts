@@ -12,7 +12,8 @@ export interface CommandOptions {
   readonly title: string;
   readonly timeoutMs: number;
   readonly signal?: AbortSignal;
-  readonly input?: string;
+  /** A promise: it is written when that resolves; when that rejects, the program is ended and its reason thrown. */
+  readonly input?: string | Promise<string>;
   /** Open files that it gets as 3, 4, ... */
   readonly files?: readonly number[];
   /** An open file for its standard output and error: for programs that leave a daemon behind, which must not hold a pipe. */
@@ -44,8 +45,6 @@ export function runCommand(argv: readonly string[], options: CommandOptions): Pr
     child.stderr?.setEncoding("utf8").on("data", (text: string) => {
       stderr = (stderr + text).slice(-keptCharacters);
     });
-    // A program that ends without reading its input is judged by its exit code.
-    child.stdin?.on("error", () => {}).end(input);
 
     const end = (why: HakobuError): void => {
       early ??= why;
@@ -56,6 +55,13 @@ export function runCommand(argv: readonly string[], options: CommandOptions): Pr
         // It has ended by itself in this moment.
       }
     };
+    // A program that ends without reading its input is judged by its exit code.
+    child.stdin?.on("error", () => {});
+    Promise.resolve(input).then(
+      (text) => child.stdin?.end(text),
+      (error: unknown) =>
+        end(error instanceof HakobuError ? error : new HakobuError(failure, `${title}: ${reasonOf(error)}`)),
+    );
     const onAbort = (): void => end(abortError(signal, title));
     signal?.addEventListener("abort", onAbort, { once: true });
     const timer = setTimeout(

@@ -48,9 +48,9 @@ export class Child {
     if (this.running) this.#process.kill(signal);
   }
 
-  /** TERM, then KILL after `graceMs`. Idempotent. */
-  async stop(graceMs: number): Promise<void> {
-    this.signal("SIGTERM");
+  /** The signal, then KILL after `graceMs`. Idempotent. */
+  async stop(graceMs: number, signal: NodeJS.Signals = "SIGTERM"): Promise<void> {
+    this.signal(signal);
     const timer = setTimeout(() => this.signal("SIGKILL"), graceMs);
     await this.exited;
     clearTimeout(timer);

@@ -95,7 +95,7 @@ export async function createNamespacesCluster(options: NamespacesOptions): Promi
     );
     undo.push(() => store.close());
     undo.push(async () => {
-      await Promise.all([...agents.values()].map((agent) => agent.stop(stopLimitMs)));
+      await Promise.all([...agents.values()].map((agent) => agent.stop(stopLimitMs, "SIGINT")));
       for (const id of hosts) await purge(id);
     });
 

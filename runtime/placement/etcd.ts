@@ -76,6 +76,13 @@ export class EtcdPlacementStore implements PlacementStore {
     return membership;
   }
 
+  async read(container: string): Promise<Placement | undefined> {
+    const request = { key: this.#keys.placement(container) };
+    const { kvs } = await this.#deps.connection.call("a placement", ({ kv }) => kv.range(request));
+    const [entry] = kvs;
+    return entry && this.#read(entry, decodePlacement(container, entry));
+  }
+
   async close(): Promise<void> {
     this.#closing.abort(new Error("the placement store was closed"));
     for (const member of this.#members) member.lose("the placement store was closed");

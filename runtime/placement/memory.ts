@@ -100,6 +100,11 @@ export class MemoryPlacementStore implements PlacementStore {
     return membership;
   }
 
+  async read(container: string): Promise<Placement | undefined> {
+    this.#open();
+    return structuredClone(this.#placements.get(container)?.value);
+  }
+
   async close(): Promise<void> {
     if (this.#closing.signal.aborted) return;
     this.#closing.abort(new Error("the placement store was closed"));

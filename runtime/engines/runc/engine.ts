@@ -23,7 +23,7 @@ import { type Names, namesOf } from "./names.js";
 import { openGateway } from "./network.js";
 import { bindsOf, ociConfig } from "./oci-config.js";
 import { archiveCommand } from "./rootfs.js";
-import { hasSandbox, prepareSandbox, removeSandbox, type SandboxContext } from "./sandbox.js";
+import { fillSandbox, hasSandbox, openSandbox, removeSandbox, type SandboxContext } from "./sandbox.js";
 
 /** Where the caller's signal sets no earlier end. */
 const operationLimitMs = 120_000;
@@ -79,7 +79,8 @@ export class RuncEngine implements Engine {
   }
 
   start(launch: Launch, signal: AbortSignal): Promise<Launched> {
-    return this.#launch("START_FAILED", launch, undefined, signal, async (names) => {
+    return this.#launch("START_FAILED", launch, undefined, signal, async (names, ready) => {
+      await ready;
       writeFileSync(join(names.bundle, "config.json"), JSON.stringify(ociConfig(names, launch)));
       const log = join(names.bundle, "runc.log");
       const output = openSync(join(names.bundle, "runc.out"), "w", 0o600);
@@ -103,11 +104,12 @@ export class RuncEngine implements Engine {
   }
 
   restore(launch: Launch, directory: string, signal: AbortSignal): Promise<Launched> {
-    return this.#launch("RESTORE_FAILED", launch, directory, signal, (names) =>
+    return this.#launch("RESTORE_FAILED", launch, directory, signal, (names, ready) =>
       restore(this.#requireCriu("RESTORE_FAILED"), names, {
         directory,
         binds: bindsOf(names, launch.spec),
         cgroups: this.#sandbox.cgroups.of(names),
+        ready,
         timeoutMs: operationLimitMs,
         signal,
       }),
@@ -173,7 +175,7 @@ export class RuncEngine implements Engine {
     launch: Launch,
     image: string | undefined,
     signal: AbortSignal,
-    run: (names: Names) => Promise<number>,
+    run: (names: Names, ready: Promise<unknown>) => Promise<number>,
   ): Promise<Launched> {
     const { spec, specHash, epoch } = launch;
     const names = this.#names(spec.name);
@@ -186,12 +188,18 @@ export class RuncEngine implements Engine {
       this.#ready ??= this.#open();
       await this.#ready;
       if (hasSandbox(names, this.#sandbox.runcRoot)) await removeSandbox(names, this.#sandbox.runcRoot);
-      const { phases, unlimited } = await prepareSandbox(this.#sandbox, names, launch, image, signal);
+      const unlimited = openSandbox(this.#sandbox, names, launch);
       if (unlimited.length > 0)
         this.#log.warn({ container: spec.name, unlimited }, "limits that this machine does not enforce");
-      const begunMs = performance.now();
-      const pid = await run(names);
-      const runMs = performance.now() - begunMs;
+      let filledMs = 0;
+      // A turn later, so that run() begins first.
+      const filled = Promise.resolve()
+        .then(() => fillSandbox(this.#sandbox, names, launch, image, signal))
+        .finally(() => {
+          filledMs = performance.now();
+        });
+      const [phases, pid] = await both(filled, run(names, filled));
+      const runMs = performance.now() - filledMs;
       const { startTime } = identify(pid);
       if (signal.aborted) throw abortError(signal, title);
       const instance: Instance = {
@@ -247,4 +255,10 @@ export class RuncEngine implements Engine {
     if (this.#criu === undefined) throw new HakobuError(code, "CRIU is not installed; etc/setup.sh installs it");
     return this.#criu;
   }
+}
+
+/** Waits for both, also when one fails: what is still at work cannot be cleaned up after. */
+async function both<A, B>(first: Promise<A>, second: Promise<B>): Promise<[A, B]> {
+  await Promise.allSettled([first, second]);
+  return [await first, await second];
 }

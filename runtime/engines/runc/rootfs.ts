@@ -13,56 +13,46 @@ import type { Names } from "./names.js";
 
 const commandLimitMs = 30_000;
 
-/** Names of an image's parts, beside CRIU's own files. */
-export const upperArchive = "upper.tar";
-export const shmArchive = "shm.tar";
+/** The part of an image that holds what the container wrote: its upper layer and its /dev/shm. */
+export const layerArchive = "layer.tar";
 
-/** On the path of a relocation: one shell, two `mount`, and a `tar` for each archive of the image. */
+/** On the path of a relocation: one shell, two `mount` and a `tar`. `archive`: from the image; absent: an empty layer. */
 export async function mountRootfs(
   names: Names,
   spec: ContainerSpec,
   base: string,
-  archives: { readonly upper?: string; readonly shm?: string },
+  archive: string | undefined,
   signal: AbortSignal,
 ): Promise<void> {
   const lower = spec.rootfs === "host" ? "/" : spec.rootfs;
   if (/[,:\\\s]/.test(`${lower}${names.layer}`))
     throw new HakobuError(
       "START_FAILED",
-      `${lower}, ${names.layer}: overlayfs takes no comma, colon, backslash or space`,
+      `${lower}, ${names.layer}: overlayfs takes no comma, colon, backslash or space in these paths`,
     );
   for (const directory of [names.layer, names.root]) mkdirSync(directory, { recursive: true, mode: 0o700 });
   const script = `set -e
-mount -t tmpfs -o size="$1"m,mode=755,nosuid hakobu "$2"
-mkdir "$2/upper" "$2/work" "$2/shm"
-chmod 1777 "$2/shm"
-unpack() { tar -xpf "$1" --numeric-owner --xattrs "--xattrs-include=*" -C "$2"; }
-[ -z "$5" ] || unpack "$5" "$2/upper"
-[ -z "$6" ] || unpack "$6" "$2/shm"
-exec mount -t overlay -o lowerdir="$4",upperdir="$2/upper",workdir="$2/work" hakobu "$3"`;
-  await runCommand(
-    [
-      "/bin/sh",
-      "-c",
-      script,
-      "sh",
-      String(spec.limits.memoryMiB),
-      names.layer,
-      names.root,
-      `${base}:${lower}`,
-      archives.upper ?? "",
-      archives.shm ?? "",
-    ],
-    {
+mount -t tmpfs -o "size=$1m,mode=755,nosuid" hakobu "$2"
+if [ -n "$5" ]; then
+  tar -xpf "$5" --numeric-owner --xattrs "--xattrs-include=*" -C "$2"
+else
+  mkdir "$2/upper" "$2/work"
+  mkdir -m 1777 "$2/shm"
+fi
+exec mount -t overlay -o "lowerdir=$4,upperdir=$2/upper,workdir=$2/work" hakobu "$3"`;
+  const size = String(spec.limits.memoryMiB);
+  const args = [size, names.layer, names.root, `${base}:${lower}`, archive ?? ""];
+  try {
+    await runCommand(["/bin/sh", "-c", script, "sh", ...args], {
       failure: "START_FAILED",
       title: `the root file system of ${names.container}`,
       timeoutMs: commandLimitMs,
       signal,
-    },
-  ).catch(async (error: unknown) => {
-    for (const archive of Object.values(archives)) await checkArchive(archive);
+    });
+  } catch (error) {
+    if (archive !== undefined) await checkArchive(archive);
     throw error;
-  });
+  }
 }
 
 /** @throws HakobuError RESTORE_FAILED: then it is the image that is bad, and not this machine */
@@ -75,15 +65,15 @@ async function checkArchive(path: string): Promise<void> {
 }
 
 /**
- * The shell command that writes both archives into `directory`. CRIU runs it while the container is frozen. Where the layer
- * came from is left out: that names files of this machine.
+ * The shell command that writes the archive into `directory`. CRIU runs it while the container is frozen. Where the layer's
+ * files came from is left out: that names files of this machine.
  */
 export function archiveCommand(names: Names, directory: string): string {
-  const pack = (from: string, name: string): string =>
-    `tar -cf ${quote(join(directory, name))} --numeric-owner --xattrs '--xattrs-include=*' ` +
-    `'--xattrs-exclude=trusted.overlay.origin' '--xattrs-exclude=trusted.overlay.impure' -C ${quote(from)} .`;
-  const shmUsed = `[ -z "$(ls -A ${quote(names.shm)})" ]`;
-  return `${pack(names.upper, upperArchive)} && { ${shmUsed} || ${pack(names.shm, shmArchive)}; }`;
+  const overlay = ["origin", "impure"].map((name) => `'--xattrs-exclude=trusted.overlay.${name}'`).join(" ");
+  return (
+    `exec tar -cf ${quote(join(directory, layerArchive))} --numeric-owner --xattrs '--xattrs-include=*' ${overlay} ` +
+    `-C ${quote(names.layer)} '--exclude=work/*' upper work shm`
+  );
 }
 
 export function quote(text: string): string {

@@ -9,7 +9,7 @@ import { openOutputLog } from "../output-log.js";
 import { type Cgroups, createCgroup, hasCgroup, removeCgroup } from "./cgroup.js";
 import type { Names } from "./names.js";
 import { createNetwork, hasNetwork, removeNetwork } from "./network.js";
-import { mountRootfs, mountsBelow, shmArchive, unmountRootfs, upperArchive } from "./rootfs.js";
+import { layerArchive, mountRootfs, mountsBelow, unmountRootfs } from "./rootfs.js";
 
 const deleteLimitMs = 10_000;
 
@@ -22,46 +22,43 @@ export interface SandboxContext {
   readonly runcRoot: string;
 }
 
-/** `image`: the directory of the image that it is for. @returns the phases, and what limits are not in force and why */
-export async function prepareSandbox(
-  context: SandboxContext,
-  names: Names,
-  { spec, epoch }: Launch,
-  image: string | undefined,
-  signal: AbortSignal,
-): Promise<{ readonly phases: Phases; readonly unlimited: readonly string[] }> {
-  const phases: { name: string; ms: number }[] = [];
-  const timed = async <T>(name: string, work: () => Promise<T> | T): Promise<T> => {
-    const begunMs = performance.now();
-    const result = await work();
-    phases.push({ name, ms: performance.now() - begunMs });
-    return result;
-  };
+/**
+ * The first half, at once: directories, and the control group that a process may enter already.
+ * @returns what could not be limited and why
+ */
+export function openSandbox(context: SandboxContext, names: Names, { spec, epoch }: Launch): readonly string[] {
   for (const directory of [names.run, names.bundle]) mkdirSync(directory, { recursive: true, mode: 0o755 });
   writeFileSync(join(names.run, "epoch"), `${epoch}\n`);
   writeFileSync(join(names.run, "host"), `${context.hostId}\n`);
-  const archive = (name: string): string | undefined => {
-    const file = image === undefined ? "" : join(image, name);
-    return existsSync(file) ? file : undefined;
+  return createCgroup(context.cgroups, names, spec.limits);
+}
+
+/** The second half. `image`: the directory of the image that it is for. */
+export async function fillSandbox(
+  context: SandboxContext,
+  names: Names,
+  { spec }: Launch,
+  image: string | undefined,
+  signal: AbortSignal,
+): Promise<Phases> {
+  const phases: { name: string; ms: number }[] = [];
+  const timed = async (name: string, work: () => Promise<void>): Promise<void> => {
+    const begunMs = performance.now();
+    await work();
+    phases.push({ name, ms: performance.now() - begunMs });
   };
-  const upper = archive(upperArchive);
-  const shm = archive(shmArchive);
-  // One failure must not leave the other one at work behind the caller's back.
+  const archive = image === undefined ? undefined : join(image, layerArchive);
   const results = await Promise.allSettled([
     timed("network", () => createNetwork(names, signal)),
-    timed("root file system", async () => {
-      const base = await context.baseLayer(spec.rootfs);
-      await mountRootfs(names, spec, base, { ...(upper ? { upper } : {}), ...(shm ? { shm } : {}) }, signal);
-    }),
-    timed("control group", async () => {
-      await openOutputLog(names.outputLog, spec.user);
-      return createCgroup(context.cgroups, names, spec.limits);
-    }),
+    timed("root file system", async () =>
+      mountRootfs(names, spec, await context.baseLayer(spec.rootfs), archive, signal),
+    ),
+    openOutputLog(names.outputLog, spec.user),
   ]);
+  // Only when all have ended: what one left behind its caller's back could not be cleaned up.
   const failed = results.find((result) => result.status === "rejected");
   if (failed !== undefined) throw failed.reason;
-  const [, , unlimited] = results;
-  return { phases, unlimited: unlimited.status === "fulfilled" ? unlimited.value : [] };
+  return phases;
 }
 
 /** Whether anything of it but the log is there. */

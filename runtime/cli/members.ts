@@ -1,0 +1,107 @@
+// `hakobu proxy` and `hakobu host`: one member of a cluster, until it is told to end.
+import { mkdir } from "node:fs/promises";
+import { createServer } from "node:http";
+import type { Command } from "commander";
+import type { Logger } from "pino";
+import type { Engine } from "../../actors/ports/engine.js";
+import { adminApi } from "../admin/admin.js";
+import { hostSettings, proxySettings, readHostConfig, readProxyConfig } from "../config/program.js";
+import { ProcessEngine } from "../engines/process.js";
+import { RuncEngine } from "../engines/runc/engine.js";
+import { createHost } from "../host.js";
+import { listen, shut } from "../http-server.js";
+import { DirectoryImageStore } from "../images/directory-store.js";
+import { programLog } from "../log.js";
+import { EtcdPlacementStore } from "../placement/etcd.js";
+import { createProxy } from "../proxy/proxy.js";
+import { systemClock } from "../system-clock.js";
+import { startTracing } from "../tracing/opentelemetry.js";
+import { etcdOptions, type Given, givenSettings, withSettings } from "./settings.js";
+
+export function memberCommands(program: Command): void {
+  withSettings(
+    program.command("proxy").description("take requests and carry each to the host of its container"),
+    proxySettings,
+  ).action(runProxy);
+  withSettings(
+    program
+      .command("host")
+      .description("own containers on this machine")
+      .addHelpText(
+        "after",
+        "\nSIGTERM moves its containers to other hosts first; SIGINT stops them. It needs root for runc: see hakobu doctor.",
+      ),
+    hostSettings,
+  ).action(runHost);
+}
+
+async function runProxy(options: Given): Promise<void> {
+  const given = givenSettings(options, proxySettings);
+  const { etcd, log: logging, proxy } = await readProxyConfig({ file: options.config, env: process.env, options: given });
+  const log = programLog(logging.level);
+  const stop = stopSignal();
+  const tracing = startTracing({ service: "hakobu-proxy", instance: `${proxy.listen.address}:${proxy.listen.port}`, log });
+  const store = new EtcdPlacementStore(etcdOptions(etcd), { clock: systemClock, log });
+  const member = await createProxy({
+    ...proxy,
+    freshMs: proxy.probe.freshMs,
+    probeTimeoutMs: proxy.probe.timeoutMs,
+    store,
+    log,
+    tracer: tracing.tracer,
+  });
+  const admin = createServer(adminApi(member).callback());
+  await listen(admin, proxy.admin);
+  log.info({ ...proxy.listen, admin: `${proxy.admin.address}:${proxy.admin.port}` }, "proxy ready");
+  await stop;
+  await member.close();
+  await shut(admin);
+  await store.close();
+  await tracing.close();
+}
+
+async function runHost(options: Given): Promise<void> {
+  const given = givenSettings(options, hostSettings);
+  const { etcd, log: logging, host } = await readHostConfig({ file: options.config, env: process.env, options: given });
+  const log = programLog(logging.level);
+  const stop = stopSignal();
+  const { id, stateDir } = host;
+  for (const directory of [stateDir, host.images]) await mkdir(directory, { recursive: true, mode: 0o700 });
+  const tracing = startTracing({ service: "hakobu-host", instance: id, log });
+  const store = new EtcdPlacementStore(etcdOptions(etcd), { clock: systemClock, log });
+  const joining = new AbortController();
+  void stop.then(() => joining.abort(new Error("told to end while it was joining")));
+  const member = await createHost(
+    {
+      ...host,
+      store,
+      log,
+      tracer: tracing.tracer,
+      engines: host.engines.map((name) => engine(name, id, stateDir, log)),
+      images: new DirectoryImageStore({ directory: host.images, log }),
+    },
+    joining.signal,
+  );
+  const signal = await stop;
+  log.info({ signal }, signal === "SIGTERM" ? "told to end: moves its containers away" : "told to end");
+  await member.close({ drain: signal === "SIGTERM" });
+  await store.close();
+  await tracing.close();
+}
+
+function engine(name: "runc" | "process", hostId: string, stateDir: string, log: Logger): Engine {
+  switch (name) {
+    case "runc":
+      return new RuncEngine({ hostId, stateDir, log });
+    case "process":
+      return new ProcessEngine({ hostId, stateDir, log });
+  }
+}
+
+/** The first of SIGINT and SIGTERM; a second one ends the process at once. */
+function stopSignal(): Promise<"SIGINT" | "SIGTERM"> {
+  return new Promise((resolve) => {
+    process.once("SIGINT", () => resolve("SIGINT"));
+    process.once("SIGTERM", () => resolve("SIGTERM"));
+  });
+}

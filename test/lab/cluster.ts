@@ -1,0 +1,172 @@
+// A cluster in network namespaces for one test suite, and a client for it.
+import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { request } from "node:http";
+import { createServer } from "node:net";
+import type { AddressInfo } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import type { SpecRecord } from "../../actors/ports/placement-store.js";
+import type { ContainerSpec } from "../../actors/ports/spec.js";
+import { specRecord } from "../../runtime/config/spec.js";
+import { canRestore, examine, missingToRestore } from "../../runtime/doctor/doctor.js";
+import { createNamespacesCluster, type NamespacesCluster } from "../../runtime/local/namespaces.js";
+import { programLog } from "../../runtime/log.js";
+import { specOf } from "./records.js";
+
+export const fixtures = fileURLToPath(new URL("../../../test/lab/fixtures/", import.meta.url));
+
+export interface TestCluster {
+  readonly cluster: NamespacesCluster;
+  readonly directory: string;
+  /** The journal application as a runc container, with a journal of its own. */
+  journal(name: string, more?: Partial<ContainerSpec>): SpecRecord;
+  /** Lines that the application of that name wrote. */
+  lines(name: string): Promise<JournalLine[]>;
+  send(hostname: string, options?: SendOptions): Promise<Reply>;
+  close(): Promise<void>;
+}
+
+export interface JournalLine {
+  readonly event: "start" | "request";
+  readonly pid: number;
+  readonly epoch: number;
+  readonly host: string;
+  readonly id: string;
+  readonly method: string;
+  readonly count: number;
+}
+
+export interface SendOptions {
+  readonly method?: string;
+  readonly path?: string;
+  readonly body?: string;
+  readonly id?: string;
+  readonly headers?: Readonly<Record<string, string>>;
+  readonly timeoutMs?: number;
+}
+
+export interface Reply {
+  /** 0: no response. */
+  readonly status: number;
+  readonly text: string;
+  readonly headers: Readonly<Record<string, string | string[] | undefined>>;
+  readonly ms: number;
+}
+
+/** Why there can be no such cluster here; undefined: there can. */
+export async function cannotRestore(): Promise<string | undefined> {
+  const checks = await examine();
+  return canRestore(checks) ? undefined : `needs ${missingToRestore(checks).join(", ")}`;
+}
+
+export async function openTestCluster(
+  name: string,
+  hosts: readonly string[],
+  options: { readonly ttlSeconds?: number } = {},
+): Promise<TestCluster> {
+  const directory = await mkdtemp(join(tmpdir(), `hakobu-${name}-`));
+  const proxy = { address: "127.0.0.1", port: await freePort() };
+  const admin = { address: "127.0.0.1", port: await freePort() };
+  const cluster = await createNamespacesCluster({
+    name,
+    hosts,
+    directory,
+    proxy,
+    admin,
+    log: programLog("silent"),
+    ...options,
+  });
+  const journalOf = (container: string): string => join(cluster.shared, `${container}.journal`);
+  return {
+    cluster,
+    directory,
+    journal: (container, more = {}) =>
+      specRecord(
+        specOf(container, {
+          engine: "runc",
+          command: [process.execPath, "/app/journal.mjs"],
+          env: { JOURNAL: `/shared/${container}.journal` },
+          mounts: [
+            { source: fixtures, target: "/app", readOnly: true },
+            { source: cluster.shared, target: "/shared", readOnly: false },
+          ],
+          ...more,
+        }),
+      ),
+    lines: async (container) => {
+      const text = await readFile(journalOf(container), "utf8").catch(() => "");
+      return text
+        .split("\n")
+        .filter((line) => line !== "")
+        .map((line) => JSON.parse(line) as JournalLine);
+    },
+    send: (hostname, more) => send(proxy, hostname, more),
+    close: async () => {
+      await cluster.close();
+      await rm(directory, { recursive: true, force: true });
+    },
+  };
+}
+
+/** One request on a connection of its own. Never rejects. */
+export function send(
+  to: { readonly address: string; readonly port: number },
+  hostname: string,
+  { method = "GET", path = "/", body, id, headers = {}, timeoutMs = 30_000 }: SendOptions = {},
+): Promise<Reply> {
+  const begunMs = performance.now();
+  return new Promise((resolve) => {
+    const failed = (error: Error): void =>
+      resolve({ status: 0, text: error.message, headers: {}, ms: performance.now() - begunMs });
+    const call = request(
+      {
+        host: to.address,
+        port: to.port,
+        method,
+        path,
+        agent: false,
+        signal: AbortSignal.timeout(timeoutMs),
+        headers: { host: hostname, connection: "close", ...(id === undefined ? {} : { "x-request-id": id }), ...headers },
+      },
+      (response) => {
+        let text = "";
+        response.setEncoding("utf8").on("data", (chunk: string) => {
+          text += chunk;
+        });
+        response.on("end", () =>
+          resolve({ status: response.statusCode ?? 0, text, headers: response.headers, ms: performance.now() - begunMs }),
+        );
+        response.on("error", failed);
+      },
+    );
+    call.on("error", failed);
+    call.end(body);
+  });
+}
+
+/** Looks every 20 ms until `test` gives something. @throws after `limitMs`, naming what it waited for */
+export async function eventually<T>(
+  what: string,
+  test: () => T | undefined | false | Promise<T | undefined | false>,
+  limitMs = 15_000,
+): Promise<T> {
+  const end = performance.now() + limitMs;
+  for (;;) {
+    const value = await test();
+    if (value !== undefined && value !== false) return value;
+    if (performance.now() > end) throw new Error(`${what}: not within ${limitMs} ms`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
+
+function freePort(): Promise<number> {
+  return new Promise((resolve, reject) => {
+    const server = createServer();
+    server.once("error", reject);
+    server.listen(0, "127.0.0.1", () => {
+      const { port } = server.address() as AddressInfo;
+      server.close(() => resolve(port));
+    });
+  });
+}
