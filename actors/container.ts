@@ -80,6 +80,7 @@ export class ContainerActor {
       next: (snapshot) => {
         this.serving = snapshot.matches({ running: "serving" }) ? this.#instance : undefined;
       },
+      complete: () => deps.clock.clearTimeout(this.#idleTimer as number),
       error: (error) => deps.log.error({ container: this.name, error: reasonOf(error) }, "container actor ended"),
     });
     deps.registry.register(`container/${this.name}`, this.#actor.start());
@@ -406,7 +407,6 @@ export class ContainerActor {
     const sinceMs = clock.now() - this.#lastActivityMs;
     this.#idleTimer = clock.setTimeout(
       () => {
-        if (this.left) return;
         if (this.serving !== undefined && this.inFlight === 0 && clock.now() - this.#lastActivityMs >= idleMs) {
           this.#lastActivityMs = clock.now();
           this.send({ type: "IDLE" });

@@ -269,7 +269,7 @@ export class HostActor {
   }
 
   async #look(): Promise<void> {
-    const { store, clock, view, log } = this.#deps;
+    const { store, view, log } = this.#deps;
     log.warn({ host: this.#record.id }, "this process did not run for a while: looks who owns its containers");
     await Promise.all(
       [...this.#containers.values()].map(async (container) => {

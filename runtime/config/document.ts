@@ -7,7 +7,7 @@ export interface Document {
   /** Plain data; undefined for an empty document. */
   readonly value: unknown;
   /** `blog.yaml:7:3`, of what is at that path or of the nearest thing around it. */
-  where(path: Path): string;
+  readonly where: (path: Path) => string;
 }
 
 /**
@@ -17,10 +17,15 @@ export interface Document {
  */
 export function parseDocuments(text: string, file: string): Document[] {
   const lines = new LineCounter();
-  const documents = parseAllDocuments(text, { lineCounter: lines, prettyErrors: false, uniqueKeys: true, version: "1.2" });
+  const documents = parseAllDocuments(text, {
+    lineCounter: lines,
+    prettyErrors: false,
+    uniqueKeys: true,
+    version: "1.2",
+  });
   if (!Array.isArray(documents)) return [];
-  const at = (offset: number): string => {
-    const { line, col } = lines.linePos(offset);
+  const at = (position: number): string => {
+    const { line, col } = lines.linePos(position);
     return `${file}:${Math.max(line, 1)}:${Math.max(col, 1)}`;
   };
   const errors = documents.flatMap((document) => [...document.errors, ...document.warnings]);

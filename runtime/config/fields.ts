@@ -20,8 +20,8 @@ export function field<T>(expected: string, read: (input: unknown) => T | undefin
 function shown(input: unknown): string {
   if (Array.isArray(input)) return "a list";
   if (typeof input === "object" && input !== null) return "a section";
-  const text = JSON.stringify(input) ?? String(input);
-  return text.length > 60 ? `${text.slice(0, 57)}...` : text;
+  const written = JSON.stringify(input) ?? String(input);
+  return written.length > 60 ? `${written.slice(0, 57)}...` : written;
 }
 
 /** A section with known keys and nothing else; absent, it is taken as empty. */
@@ -32,7 +32,8 @@ export function section<T extends z.core.$ZodLooseShape>(shape: T): z.ZodPrefaul
 /** A section that has to be there. */
 export function block<T extends z.core.$ZodLooseShape>(shape: T): z.ZodObject<T, z.core.$strict> {
   return z.strictObject(shape, {
-    error: (issue) => (issue.code === "invalid_type" ? `expected a section of fields, not ${shown(issue.input)}` : undefined),
+    error: (issue) =>
+      issue.code === "invalid_type" ? `expected a section of fields, not ${shown(issue.input)}` : undefined,
   });
 }
 
@@ -46,7 +47,9 @@ export const name = text("a name of a-z, 0-9 and -, at most 40 long, such as blo
 export function whole(least: number, most: number): z.ZodType<number> {
   return field(`a whole number from ${least} to ${most}`, (input) => {
     const number = typeof input === "string" && /^\d{1,15}$/.test(input) ? Number(input) : input;
-    return typeof number === "number" && Number.isInteger(number) && number >= least && number <= most ? number : undefined;
+    return typeof number === "number" && Number.isInteger(number) && number >= least && number <= most
+      ? number
+      : undefined;
   });
 }
 

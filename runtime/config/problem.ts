@@ -41,7 +41,9 @@ export function problemsOf(schema: z.ZodType, error: z.ZodError): Problem[] {
 
 function unknown(key: string, known: readonly string[]): string {
   const like = nearest(key, known);
-  return like === undefined ? `is not known here; known are ${known.join(", ")}` : `is not known; did you mean ${like}?`;
+  return like === undefined
+    ? `is not known here; known are ${known.join(", ")}`
+    : `is not known; did you mean ${like}?`;
 }
 
 interface Definition {

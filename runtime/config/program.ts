@@ -24,13 +24,18 @@ const MOST_WAITING_BYTES = 4 * GiB;
 
 export type { Endpoint } from "./fields.js";
 
-const endpoint = fields.field<fields.Endpoint>("an IP address and port, such as 10.0.0.1:8080 or [::1]:8080", (input) => {
-  const match = typeof input === "string" ? /^(?:\[([^\]]+)\]|([^:]+)):(\d{1,5})$/.exec(input) : null;
-  if (match === null) return undefined;
-  const address = match[1] ?? (match[2] as string);
-  const port = Number(match[3]);
-  return isIP(address) === (match[1] === undefined ? 4 : 6) && port > 0 && port < 65_536 ? { address, port } : undefined;
-});
+const endpoint = fields.field<fields.Endpoint>(
+  "an IP address and port, such as 10.0.0.1:8080 or [::1]:8080",
+  (input) => {
+    const match = typeof input === "string" ? /^(?:\[([^\]]+)\]|([^:]+)):(\d{1,5})$/.exec(input) : null;
+    if (match === null) return undefined;
+    const address = match[1] ?? match[2] ?? "";
+    const port = Number(match[3]);
+    return isIP(address) === (match[1] === undefined ? 4 : 6) && port > 0 && port < 65_536
+      ? { address, port }
+      : undefined;
+  },
+);
 
 function listOf<T>(item: z.ZodType<T>, expected: string): z.ZodType<T[]> {
   return fields.field(`a list of ${expected}`, (input) => {
@@ -56,7 +61,10 @@ const etcd = fields.section({
     .duration(2 * SECOND, 60 * SECOND)
     .default(5 * SECOND)
     .describe("lease of a host: how long a dead one keeps what it owns"),
-  callTimeout: fields.duration(50, 30 * SECOND).default(SECOND).describe("deadline of one call"),
+  callTimeout: fields
+    .duration(50, 30 * SECOND)
+    .default(SECOND)
+    .describe("deadline of one call"),
   tls: fields.section({
     ca: file.describe("certificate authority, PEM"),
     cert: file.describe("client certificate, PEM"),
@@ -91,10 +99,19 @@ const proxySchema = fields.block({
       .duration(SECOND, 24 * HOUR)
       .default(60 * SECOND)
       .describe("longest wait for the head of a response"),
-    relocationTimeout: fields.duration(SECOND, HOUR).default(60 * SECOND).describe("longest move of a container"),
+    relocationTimeout: fields
+      .duration(SECOND, HOUR)
+      .default(60 * SECOND)
+      .describe("longest move of a container"),
     probe: fields.section({
-      timeout: fields.duration(10, 10 * SECOND).default(100).describe("silence of a host that counts as its death"),
-      fresh: fields.duration(0, 10 * SECOND).default(20).describe("a host that was heard this recently is not probed"),
+      timeout: fields
+        .duration(10, 10 * SECOND)
+        .default(100)
+        .describe("silence of a host that counts as its death"),
+      fresh: fields
+        .duration(0, 10 * SECOND)
+        .default(20)
+        .describe("a host that was heard this recently is not probed"),
     }),
     replayLimit: fields
       .size(0, GiB, "256KiB")
@@ -203,7 +220,8 @@ async function gather(settings: readonly Setting[], { file: path, env, options =
   const value = structuredClone((document?.value ?? {}) as Record<string, unknown>);
   const origins = new Map<string, string>();
   for (const setting of settings) {
-    const given = options[setting.path] ?? env[setting.variable];
+    // An empty variable is one that was unset in a unit file or a shell.
+    const given = options[setting.path] ?? (env[setting.variable] === "" ? undefined : env[setting.variable]);
     if (given === undefined) continue;
     origins.set(setting.path, options[setting.path] === undefined ? setting.variable : setting.option);
     put(value, setting.path.split("."), given);
@@ -234,7 +252,8 @@ async function readDocument(path: string): Promise<Document> {
     throw new HakobuError("CONFIG_INVALID", `${path}: cannot be read (${reasonOf(cause)}): check the path`, { cause });
   }
   const [document, another] = parseDocuments(text, path);
-  if (another !== undefined) throw new HakobuError("CONFIG_INVALID", `${another.where([])}: expected one document only`);
+  if (another !== undefined)
+    throw new HakobuError("CONFIG_INVALID", `${another.where([])}: expected one document only`);
   return document ?? { value: undefined, where: () => path };
 }
 
@@ -244,7 +263,11 @@ function check<T extends z.ZodType>(schema: T, { value, where }: Gathered): z.ou
   return result.data;
 }
 
-function etcdOf(form: z.output<typeof etcd>, env: NodeJS.ProcessEnv, refuse: (path: string, message: string) => void): EtcdConfig {
+function etcdOf(
+  form: z.output<typeof etcd>,
+  env: NodeJS.ProcessEnv,
+  refuse: (path: string, message: string) => void,
+): EtcdConfig {
   const { endpoints, prefix, ttl: ttlMs, callTimeout: callTimeoutMs, tls } = form;
   const secure = endpoints.filter((each) => each.startsWith("https:")).length;
   const { ca, cert, key } = tls;
@@ -253,6 +276,7 @@ function etcdOf(form: z.output<typeof etcd>, env: NodeJS.ProcessEnv, refuse: (pa
     refuse("etcd.tls", "has no effect with http endpoints: write https, or leave it out");
   if ((cert === undefined) !== (key === undefined))
     refuse(cert === undefined ? "etcd.tls.key" : "etcd.tls.cert", "etcd.tls.cert and etcd.tls.key go together");
+  if (ttlMs % SECOND !== 0) refuse("etcd.ttl", "must be whole seconds: etcd keeps leases so");
   if (callTimeoutMs * 2 > ttlMs)
     refuse("etcd.callTimeout", "must be at most half of etcd.ttl, or one slow call loses the lease");
   const { HAKOBU_ETCD_USERNAME: username, HAKOBU_ETCD_PASSWORD: password } = env;
@@ -270,7 +294,10 @@ function etcdOf(form: z.output<typeof etcd>, env: NodeJS.ProcessEnv, refuse: (pa
   };
 }
 
-function collector(where: (path: Path) => string): { refuse: (path: string, message: string) => void; settle: () => void } {
+function collector(where: (path: Path) => string): {
+  refuse: (path: string, message: string) => void;
+  settle: () => void;
+} {
   const problems: Problem[] = [];
   return {
     refuse: (path, message) => void problems.push({ path: path.split("."), message }),
@@ -294,7 +321,10 @@ export async function readHostConfig(sources: Sources): Promise<HostConfig> {
   if (!fields.NAME.test(id)) refuse("host.id", `is missing, and the machine's name "${machine}" cannot be one: set it`);
   const advertise = form.host.advertise ?? listen;
   if (isWildcard(advertise))
-    refuse(form.host.advertise === undefined ? "host.listen" : "host.advertise", "proxies cannot reach this: set host.advertise");
+    refuse(
+      form.host.advertise === undefined ? "host.listen" : "host.advertise",
+      "proxies cannot reach this: set host.advertise",
+    );
   if (isLoopback(advertise) && !isLoopback(listen) && !isWildcard(listen))
     refuse("host.advertise", "is this machine only, and host.listen is not there");
   const stateDir = form.host.stateDir ?? `/var/lib/hakobu/${id}`;
@@ -313,7 +343,8 @@ export async function readProxyConfig(sources: Sources): Promise<ProxyConfig> {
   const gathered = await gather(proxySettings, sources);
   const form = check(proxySchema, gathered);
   const { refuse, settle } = collector(gathered.where);
-  const { listen, admin, requestTimeout, relocationTimeout, probe, replayLimit, maxWaiting, trustForwarded } = form.proxy;
+  const { listen, admin, requestTimeout, relocationTimeout, probe, replayLimit, maxWaiting, trustForwarded } =
+    form.proxy;
   if (listen.port === admin.port && (listen.address === admin.address || isWildcard(listen) || isWildcard(admin)))
     refuse("proxy.admin", "is the same as proxy.listen");
   if (!isLoopback(admin))

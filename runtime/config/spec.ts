@@ -48,11 +48,9 @@ const schema = fields.block({
   command: list(word, 'a command as a list, such as [gunicorn, -b, "0.0.0.0:8000", site.wsgi]', 1),
   cwd: fields.absolutePath.default("/"),
   env: z
-    .record(
-      z.string().regex(/^[A-Za-z_][A-Za-z0-9_]*$/, { error: "expected a name of letters, digits and _" }),
-      word,
-      { error: (issue) => (issue.code === "invalid_type" ? "expected a section of NAME: value" : undefined) },
-    )
+    .record(z.string().regex(/^[A-Za-z_][A-Za-z0-9_]*$/, { error: "expected a name of letters, digits and _" }), word, {
+      error: (issue) => (issue.code === "invalid_type" ? "expected a section of NAME: value" : undefined),
+    })
     .default({}),
   user: fields.section({
     uid: fields.whole(0, 2 ** 32 - 2).default(0),
@@ -205,7 +203,8 @@ export function parseSpecs(text: string, file: string): ContainerSpec[] {
     refuse(problems, where);
   }
   if (lines.length > 0) throw new HakobuError("CONFIG_INVALID", lines.join("\n"));
-  if (specs.length === 0) throw new HakobuError("CONFIG_INVALID", `${file}: holds no specification; one starts with "name:"`);
+  if (specs.length === 0)
+    throw new HakobuError("CONFIG_INVALID", `${file}: holds no specification; one starts with "name:"`);
   return deepFreeze(specs);
 }
 

@@ -29,7 +29,7 @@ const NO_INTERNAL: Readonly<Record<string, string>> = Object.freeze({});
 export interface ExchangeOptions {
   /** Longest silence before the head of the response; the wait for a connection counts, a client that is slow to upload does not. 0: no limit. */
   readonly headersTimeoutMs: number;
-  /** Longest silence inside the response body, kept with a precision of a second. 0: no limit. */
+  /** Longest silence inside the response body, kept with a precision of a second, and inside an upload, kept with one of `headersTimeoutMs`. 0: no limit. */
   readonly bodyTimeoutMs: number;
   readonly body?: ReplayBody | undefined;
   readonly cancellation?: Cancellation | undefined;
@@ -57,6 +57,7 @@ export class Exchange<Extra = never> implements Dispatcher.DispatchHandler {
   #cause: FailureCode | undefined;
   #sent = false;
   #sentSinceCheck = false;
+  #clientSilentMs = 0;
   #timer: NodeJS.Timeout | undefined;
   #resume: (() => void) | undefined;
   #status = 0;
@@ -240,9 +241,16 @@ export class Exchange<Extra = never> implements Dispatcher.DispatchHandler {
   readonly #onCancel = (reason: Error): void => this.#stop("aborted", reason);
 
   readonly #onSilence = (): void => {
-    const { headersTimeoutMs, body } = this.#options;
-    if (this.#sentSinceCheck || body?.awaitsClient === true) {
-      this.#sentSinceCheck = false;
+    const { headersTimeoutMs, bodyTimeoutMs, body } = this.#options;
+    const silent = !this.#sentSinceCheck;
+    this.#sentSinceCheck = false;
+    this.#clientSilentMs = silent ? this.#clientSilentMs + headersTimeoutMs : 0;
+    if (silent && body?.awaitsClient === true && bodyTimeoutMs > 0 && this.#clientSilentMs >= bodyTimeoutMs) {
+      // A client that has left without saying so: nobody waits for an answer.
+      reset(this.#outgoing.socket);
+      return;
+    }
+    if (!silent || body?.awaitsClient === true) {
       this.#timer = setTimeout(this.#onSilence, headersTimeoutMs);
       return;
     }

@@ -41,7 +41,7 @@ export type ForwardOutcome =
       readonly body: Buffer;
     }
   | ForwardFailure
-  /** The client closed its connection; the next hop was told. */
+  /** The client closed its connection, or sent nothing more of its upload for `bodyTimeoutMs`; the next hop was told. */
   | { readonly kind: "client-gone" };
 
 /** In the place of ECONNRESET on an established connection; see pools.ts P2. */

@@ -5,7 +5,7 @@
 //   O3  `close` returns within `closeLimitMs`, whatever the collector does.
 //   O4  The times of one trace come from the monotonic clock, set off once, so that a correction of the wall clock in between
 //       cannot turn a child's time around.
-import { type Attributes as ApiAttributes, type Context, ROOT_CONTEXT, type Span as ApiSpan } from "@opentelemetry/api";
+import { type Context, ROOT_CONTEXT, type Span as ApiSpan } from "@opentelemetry/api";
 import { type HrTime, SpanStatusCode, trace, TraceFlags, type Tracer as ApiTracer } from "@opentelemetry/api";
 import { type ExportResult, ExportResultCode } from "@opentelemetry/core";
 import { OTLPTraceExporter } from "@opentelemetry/exporter-trace-otlp-proto";
@@ -54,7 +54,10 @@ export function startTracing(options: TracingOptions): Tracing {
   if (endpoint === undefined || (off && options.endpoint === undefined))
     return { tracer: noTracing, close: () => Promise.resolve() };
   if (!/^https?:\/\//.test(endpoint) || !URL.canParse(endpoint))
-    throw new HakobuError("CONFIG_INVALID", `"${endpoint}" is no address of a collector: expected one such as http://127.0.0.1:4318`);
+    throw new HakobuError(
+      "CONFIG_INVALID",
+      `"${endpoint}" is no address of a collector: expected one such as http://127.0.0.1:4318`,
+    );
   const limited = env["OTEL_EXPORTER_OTLP_TIMEOUT"] ?? env["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT"];
   const exporter = new OTLPTraceExporter({
     ...(options.endpoint === undefined ? {} : { url: `${options.endpoint.replace(/\/$/, "")}/v1/traces` }),
@@ -113,7 +116,10 @@ class OutageReport implements SpanExporter {
         const collector = this.#endpoint;
         if (failed) {
           const reason = reasonOf(result.error ?? "no reason given");
-          this.#log.warn({ collector, reason }, "traces: the collector does not take them; they are dropped until it does");
+          this.#log.warn(
+            { collector, reason },
+            "traces: the collector does not take them; they are dropped until it does",
+          );
         } else this.#log.info({ collector }, "traces: the collector takes them again");
       }
       done(result);
@@ -154,11 +160,12 @@ class Root implements Tracer {
   span(name: string, options: SpanOptions = {}): Span {
     const { parent } = options;
     const context = parent !== undefined && isTraceContext(parent) ? remote(parent) : ROOT_CONTEXT;
-    return this.start(name, options, context, Date.now() - performance.now());
+    const nowMs = performance.now();
+    return this.start(name, options, context, nowMs, Date.now() - nowMs);
   }
 
   /** `offsetMs`: from the monotonic clock to the wall clock, in this trace (O4). */
-  start(name: string, options: SpanOptions, context: Context, offsetMs: number): OpenTelemetrySpan {
+  start(name: string, options: SpanOptions, context: Context, nowMs: number, offsetMs: number): OpenTelemetrySpan {
     const { identity, links = [], attributes = {}, begunMsAgo = 0 } = options;
     const preset = identity !== undefined && isTraceContext(identity) ? identity : undefined;
     this.#ids.next = preset;
@@ -166,8 +173,8 @@ class Root implements Tracer {
       const span = this.#tracer.startSpan(
         name,
         {
-          startTime: hrTime(performance.now() - begunMsAgo + offsetMs),
-          attributes: attributes as ApiAttributes,
+          startTime: hrTime(nowMs - begunMsAgo + offsetMs),
+          attributes,
           links: links.filter(isTraceContext).map((link) => ({ context: spanContext(link) })),
         },
         context,
@@ -195,7 +202,7 @@ class OpenTelemetrySpan implements Span {
   }
 
   set(attributes: Attributes): void {
-    this.#span.setAttributes(attributes as ApiAttributes);
+    this.#span.setAttributes(attributes);
   }
 
   link(to: TraceContext): void {
@@ -203,12 +210,17 @@ class OpenTelemetrySpan implements Span {
   }
 
   child(name: string, options: Pick<SpanOptions, "attributes" | "begunMsAgo"> = {}): Span {
-    return this.#root.start(name, options, trace.setSpan(ROOT_CONTEXT, this.#span), this.#offsetMs);
+    return this.#root.start(name, options, this.#inside, performance.now(), this.#offsetMs);
   }
 
   record(name: string, begunMsAgo: number, ms: number, attributes: Attributes = {}): void {
-    const context = trace.setSpan(ROOT_CONTEXT, this.#span);
-    this.#root.start(name, { begunMsAgo, attributes }, context, this.#offsetMs).#endAt(performance.now() - begunMsAgo + ms);
+    const nowMs = performance.now();
+    const span = this.#root.start(name, { begunMsAgo, attributes }, this.#inside, nowMs, this.#offsetMs);
+    span.#endAt(nowMs - begunMsAgo + ms);
+  }
+
+  get #inside(): Context {
+    return trace.setSpan(ROOT_CONTEXT, this.#span);
   }
 
   end(error?: unknown): void {

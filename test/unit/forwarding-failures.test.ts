@@ -192,6 +192,14 @@ describe("a failed attempt", () => {
     assert.equal(await status, 200);
   });
 
+  it("gives up a client whose upload has stopped, after bodyTimeoutMs", async () => {
+    const target = await digester();
+    const front = await hop([target], { headersTimeoutMs: 50, bodyTimeoutMs: 200 });
+    const { reset } = await raw(front, "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\nhalf");
+    assert.equal(reset, true);
+    await until(() => front.outcomes[0]?.kind === "client-gone" && target.sockets.size === 0, "the end of it");
+  });
+
   it("waits for a free connection no longer than headersTimeoutMs, and never sends what it gave up", async () => {
     const asked: string[] = [];
     let answer: (() => void) | undefined;
