@@ -9,7 +9,7 @@ set -euo pipefail
 
 target=$1
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-suite=trixie
+suite=forky # the first with CRIU 4.2, which kernels from 6.16 need
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 build=/var/cache/hakobu/criu-build
 log=/var/cache/hakobu/criu-build.log

@@ -2,8 +2,9 @@
 # works.sh CRIU: exits with 0 when this CRIU binary can really dump and restore on this machine.
 #
 # `criu check` alone is not enough: it passes where the dump of another user's process is refused (root without
-# CAP_SYS_RESOURCE, as in many containers), and web servers run their workers as another user. So after the check a
-# short sleep of user `nobody` is dumped, restored and waited for. Takes about two seconds. What failed is printed.
+# CAP_SYS_RESOURCE, as in many containers), and where a socket has an option less than CRIU expects (CRIU before 4.2 on
+# kernels from 6.16). So after the check a process of user `nobody` that listens on TCP for two seconds is dumped,
+# restored and waited for. What failed is printed.
 set -euo pipefail
 
 criu=$1
@@ -30,12 +31,13 @@ mkdir "$work/images"
     fd=${fd##*/}
     if ((fd > 2)); then exec {fd}>&-; fi
   done
-  exec setsid setpriv --reuid=65534 --regid=65534 --clear-groups sleep 2 </dev/null &>/dev/null
+  exec setsid setpriv --reuid=65534 --regid=65534 --clear-groups \
+    perl -MIO::Socket::INET -e '$s = IO::Socket::INET->new(Listen => 1, LocalAddr => "127.0.0.1") or die; sleep 2' </dev/null &>/dev/null
 ) &
 sleeper=$!
 disown # the dump kills it, and bash shall not report that
 for _ in {1..100}; do
-  [[ $(cat "/proc/$sleeper/comm" 2>/dev/null) == sleep ]] && break
+  [[ -n $(find "/proc/$sleeper/fd" -lname 'socket:*' 2>/dev/null) ]] && break
   sleep 0.01
 done
 

@@ -42,7 +42,7 @@ function listOf<T>(item: z.ZodType<T>, expected: string): z.ZodType<T[]> {
     const parts: unknown = typeof input === "string" ? input.split(",").map((part) => part.trim()) : input;
     if (!Array.isArray(parts) || parts.length === 0) return undefined;
     const read = parts.map((part) => item.safeParse(part));
-    return read.every((result) => result.success) ? read.map((result) => result.data as T) : undefined;
+    return read.every((result) => result.success) ? read.map((result) => result.data) : undefined;
   });
 }
 
@@ -190,7 +190,7 @@ function settingsOf(schema: z.core.$ZodType, path: readonly string[] = [], descr
     readonly shape?: Record<string, z.core.$ZodType>;
     readonly innerType?: z.core.$ZodType;
   };
-  const own = (z.globalRegistry.get(schema)?.description as string | undefined) ?? description;
+  const own = z.globalRegistry.get(schema)?.description ?? description;
   if (shape !== undefined) return Object.entries(shape).flatMap(([key, part]) => settingsOf(part, [...path, key]));
   if (innerType !== undefined) return settingsOf(innerType, path, own);
   const [first, ...rest] = path;

@@ -184,7 +184,8 @@ class SwitchedNetwork implements LocalNetwork {
       const windowEndsAt = performance.now() + ms;
       if (kind === "window") {
         const set = `bridge hakobu ${windowOf(id)}`;
-        await this.#nftRun([`flush set ${set}`, `add element ${set} { "${portOf(id)}" timeout ${ms}ms }`]);
+        const element = `{ "${portOf(id)}" timeout ${ms}ms }`;
+        await this.#put(id, faults, `flush set ${set}`, `add element ${set} ${element}`);
       }
       this.#faults.set(id, { ...faults, delay: { kind, ms }, ...(kind === "window" && { windowEndsAt }) });
       return kind;

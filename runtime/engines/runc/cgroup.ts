@@ -47,14 +47,14 @@ export function createCgroup(cgroups: Cgroups, names: Names, limits: ContainerSp
   for (const directory of cgroups.of(names)) {
     if (cgroups.version === 2) {
       delegate(directory);
-      mkdirSync(directory, { recursive: true });
+      makeGroup(directory);
       set(directory, "cpu.max", `${quotaUs} ${periodUs}`);
       set(directory, "memory.max", bytes);
       if (existsSync(join(directory, "memory.swap.max"))) set(directory, "memory.swap.max", "0");
       set(directory, "pids.max", String(limits.pids));
       continue;
     }
-    mkdirSync(directory, { recursive: true });
+    makeGroup(directory);
     switch (directory.slice(mountPoint.length + 1).split("/", 1)[0]) {
       case "cpu":
         set(directory, "cpu.cfs_quota_us", quotaUs);
@@ -76,36 +76,50 @@ export function createCgroup(cgroups: Cgroups, names: Names, limits: ContainerSp
   return unlimited;
 }
 
+/** Another container's end may remove the parents in between. */
+function makeGroup(directory: string): void {
+  for (let attempt = 1; ; attempt++)
+    try {
+      mkdirSync(directory, { recursive: true });
+      return;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "ENOENT" || attempt === 5) throw error;
+    }
+}
+
 export function hasCgroup(names: Names): boolean {
   return hierarchies().some((hierarchy) => existsSync(join(hierarchy, names.cgroup)));
 }
 
 /** Kills whatever is inside, and removes it from every hierarchy (runc enters all of them). Idempotent. */
 export async function removeCgroup(names: Names): Promise<void> {
-  const directories = hierarchies()
-    .map((hierarchy) => join(hierarchy, names.cgroup))
-    .filter(existsSync);
+  const directories = hierarchies().map((hierarchy) => join(hierarchy, names.cgroup));
+  const inside = (): number[] => [...new Set(directories.flatMap(processesIn))];
   const emptied = await waitUntil(() => {
-    const inside = new Set(directories.flatMap(processesIn));
-    for (const pid of inside) signalProcess(pid, "SIGKILL");
-    return inside.size === 0;
+    const pids = inside();
+    for (const pid of pids) signalProcess(pid, "SIGKILL");
+    return pids.length === 0;
   }, killLimitMs);
   if (!emptied)
     throw new HakobuError(
       "STOP_FAILED",
-      `processes of ${names.container} are left after KILL: ${[...new Set(directories.flatMap(processesIn))].join(" ")}`,
+      `processes of ${names.container} are left after KILL: ${inside().join(" ")}; they hang in the kernel (ps -o wchan)`,
     );
   for (const directory of directories) {
-    if (!(await waitUntil(() => remove(directory), killLimitMs)))
+    if (!(await waitUntil(() => removeTree(directory), killLimitMs)))
       throw new HakobuError("STOP_FAILED", `cannot remove the control group ${directory}: it is in use`);
     // The parents go with the last container.
     if (remove(dirname(directory))) remove(dirname(dirname(directory)));
   }
 }
 
+function removeTree(directory: string): boolean {
+  for (const child of subdirectories(directory)) removeTree(join(directory, child));
+  return remove(directory);
+}
+
 /** False while it is in use. */
 function remove(directory: string): boolean {
-  for (const child of subdirectories(directory)) remove(join(directory, child));
   try {
     rmdirSync(directory);
     return true;

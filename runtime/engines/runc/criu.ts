@@ -13,7 +13,7 @@ import { type ErrorCode, HakobuError, reasonOf } from "../../../actors/hakobu-er
 import { lastLines, runCommand } from "../command.js";
 import type { Names } from "./names.js";
 import type { Bind } from "./oci-config.js";
-import { quote } from "./rootfs.js";
+import { quote, resolveInside } from "./rootfs.js";
 
 const tmpfsMagic = 0x01021994;
 const ghostLimit = "64M";
@@ -74,7 +74,7 @@ export async function dump(criu: Criu, names: Names, options: DumpOptions): Prom
     ...criu.prefix,
     ...[criu.binary, "dump", "--tree", String(pid), "--leave-running", "-D", images, "-W", names.bundle],
     ...["-o", "dump.log", "-v1", "--root", names.root, "--external", `net[${network}]:extRootNetNS`],
-    ...binds.flatMap(({ target }) => ["--external", `mnt[${target}]:${target}`]),
+    ...binds.flatMap(({ target }) => ["--external", `mnt[${resolveInside(names.root, target)}]:${target}`]),
     ...["--ghost-limit", ghostLimit, "--skip-in-flight", "--action-script", script, ...common],
   ];
   await logged("CHECKPOINT_FAILED", `the checkpoint of ${names.container}`, join(names.bundle, "dump.log"), () =>
@@ -144,7 +144,8 @@ function lastLogLines(path: string): string {
   try {
     const errors = readFileSync(path, "utf8")
       .split("\n")
-      .filter((line) => line.includes("Error"));
+      // Harmless, and said on every machine without CAP_SYS_RESOURCE.
+      .filter((line) => line.includes("Error") && !line.includes("Can't setup RLIMIT_NOFILE"));
     return errors.length === 0 ? "CRIU's log says nothing" : lastLines(errors.join("\n"), 4);
   } catch {
     return "CRIU wrote no log";

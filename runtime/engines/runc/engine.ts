@@ -21,7 +21,7 @@ import { type Criu, checkCriu, dump, openCriu, restore } from "./criu.js";
 import { machineFingerprint, rootfsFingerprint } from "./fingerprint.js";
 import { type Names, namesOf } from "./names.js";
 import { openGateway } from "./network.js";
-import { bindsOf, ociConfig } from "./oci-config.js";
+import { type Bind, bindsOf, ociConfig } from "./oci-config.js";
 import { archiveCommand } from "./rootfs.js";
 import { fillSandbox, hasSandbox, openSandbox, removeSandbox, type SandboxContext } from "./sandbox.js";
 
@@ -79,9 +79,9 @@ export class RuncEngine implements Engine {
   }
 
   start(launch: Launch, signal: AbortSignal): Promise<Launched> {
-    return this.#launch("START_FAILED", launch, undefined, signal, async (names, ready) => {
+    return this.#launch("START_FAILED", launch, undefined, signal, async (names, binds, ready) => {
       await ready;
-      writeFileSync(join(names.bundle, "config.json"), JSON.stringify(ociConfig(names, launch)));
+      writeFileSync(join(names.bundle, "config.json"), JSON.stringify(ociConfig(names, launch, binds)));
       const log = join(names.bundle, "runc.log");
       const output = openSync(join(names.bundle, "runc.out"), "w", 0o600);
       try {
@@ -104,10 +104,10 @@ export class RuncEngine implements Engine {
   }
 
   restore(launch: Launch, directory: string, signal: AbortSignal): Promise<Launched> {
-    return this.#launch("RESTORE_FAILED", launch, directory, signal, (names, ready) =>
+    return this.#launch("RESTORE_FAILED", launch, directory, signal, (names, binds, ready) =>
       restore(this.#requireCriu("RESTORE_FAILED"), names, {
         directory,
-        binds: bindsOf(names, launch.spec),
+        binds,
         cgroups: this.#sandbox.cgroups.of(names),
         ready,
         timeoutMs: operationLimitMs,
@@ -175,7 +175,7 @@ export class RuncEngine implements Engine {
     launch: Launch,
     image: string | undefined,
     signal: AbortSignal,
-    run: (names: Names, ready: Promise<unknown>) => Promise<number>,
+    run: (names: Names, binds: readonly Bind[], ready: Promise<unknown>) => Promise<number>,
   ): Promise<Launched> {
     const { spec, specHash, epoch } = launch;
     const names = this.#names(spec.name);
@@ -188,6 +188,7 @@ export class RuncEngine implements Engine {
       this.#ready ??= this.#open();
       await this.#ready;
       if (hasSandbox(names, this.#sandbox.runcRoot)) await removeSandbox(names, this.#sandbox.runcRoot);
+      const binds = bindsOf(names, spec);
       const unlimited = openSandbox(this.#sandbox, names, launch);
       if (unlimited.length > 0)
         this.#log.warn({ container: spec.name, unlimited }, "limits that this machine does not enforce");
@@ -198,7 +199,7 @@ export class RuncEngine implements Engine {
         .finally(() => {
           filledMs = performance.now();
         });
-      const [phases, pid] = await both(filled, run(names, filled));
+      const [phases, pid] = await both(filled, run(names, binds, filled));
       const runMs = performance.now() - filledMs;
       const { startTime } = identify(pid);
       if (signal.aborted) throw abortError(signal, title);

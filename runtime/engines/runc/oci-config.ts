@@ -4,6 +4,8 @@
 //   O1  No new privileges, the capabilities below, no devices but the base layer's, /proc not writable outside of processes' own.
 //   O2  Nothing of the container's open files lies outside of its mount namespace, so that it can be imaged: its output goes
 //       to /run/hakobu/output.log, opened inside.
+import { realpathSync } from "node:fs";
+import { HakobuError, reasonOf } from "../../../actors/hakobu-error.js";
 import type { Launch } from "../../../actors/ports/engine.js";
 import type { ContainerSpec } from "../../../actors/ports/spec.js";
 import type { Names } from "./names.js";
@@ -35,15 +37,27 @@ export interface Bind {
   readonly readOnly: boolean;
 }
 
+/** @throws HakobuError START_FAILED when a source is not on this host */
 export function bindsOf(names: Names, spec: ContainerSpec): readonly Bind[] {
   return [
     { source: names.shm, target: "/dev/shm", readOnly: false },
     { source: names.run, target: "/run/hakobu", readOnly: false },
-    ...spec.mounts,
+    // CRIU follows no symbolic link to a source.
+    ...spec.mounts.map((mount) => ({ ...mount, source: whereIs(mount.source) })),
   ];
 }
 
-export function ociConfig(names: Names, { spec, epoch }: Launch): object {
+function whereIs(source: string): string {
+  try {
+    return realpathSync(source);
+  } catch (error) {
+    throw new HakobuError("START_FAILED", `${source} cannot be mounted into the container: ${reasonOf(error)}`, {
+      cause: error,
+    });
+  }
+}
+
+export function ociConfig(names: Names, { spec, epoch }: Launch, binds: readonly Bind[]): object {
   const environment = {
     PATH: path,
     HOST: "0.0.0.0",
@@ -76,7 +90,7 @@ export function ociConfig(names: Names, { spec, epoch }: Launch): object {
         source: "devpts",
         options: ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
       },
-      ...bindsOf(names, spec).map(({ source, target, readOnly }) => ({
+      ...binds.map(({ source, target, readOnly }) => ({
         destination: target,
         type: "bind",
         source,
@@ -104,7 +118,7 @@ export function ociConfig(names: Names, { spec, epoch }: Launch): object {
         "/proc/sys",
         "/proc/sysrq-trigger",
       ],
-      ...(process.env.HK_SEC === "0" ? {} : { seccomp: seccompProfile }),
+      seccomp: seccompProfile,
     },
   };
 }

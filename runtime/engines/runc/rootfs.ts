@@ -4,7 +4,7 @@
 //   F1  What the container writes stays in its upper layer; the image of a checkpoint carries that layer with it.
 //   F2  With `host` as lower directory the container sees the packages of the machine, and none of its secrets, users' files or
 //       state (base-layer.ts).
-import { mkdirSync, readFileSync, rmSync } from "node:fs";
+import { lstatSync, mkdirSync, readFileSync, readlinkSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { HakobuError } from "../../../actors/hakobu-error.js";
 import type { ContainerSpec } from "../../../actors/ports/spec.js";
@@ -12,6 +12,8 @@ import { runCommand } from "../command.js";
 import type { Names } from "./names.js";
 
 const commandLimitMs = 30_000;
+/** As path_resolution(7). */
+const maximumLinks = 40;
 
 /** The part of an image that holds what the container wrote: its upper layer and its /dev/shm. */
 export const layerArchive = "layer.tar";
@@ -102,4 +104,27 @@ export function mountsBelow(directory: string): string[] {
       ),
     )
     .filter((point) => point.startsWith(`${directory}/`));
+}
+
+/** Where a path leads in a root file system: symbolic links are followed as its own processes would. Links without end: the path. */
+export function resolveInside(root: string, path: string): string {
+  const rest = path.split("/").filter(Boolean);
+  let resolved = "";
+  for (let links = 0; rest.length > 0; ) {
+    const part = rest.shift() as string;
+    if (part === "." || part === "..") {
+      if (part === "..") resolved = resolved.slice(0, Math.max(0, resolved.lastIndexOf("/")));
+      continue;
+    }
+    const stats = lstatSync(join(root, resolved, part), { throwIfNoEntry: false });
+    if (stats === undefined || !stats.isSymbolicLink()) {
+      resolved += `/${part}`;
+      continue;
+    }
+    if (++links > maximumLinks) return path;
+    const target = readlinkSync(join(root, resolved, part));
+    if (target.startsWith("/")) resolved = "";
+    rest.unshift(...target.split("/").filter(Boolean));
+  }
+  return resolved === "" ? "/" : resolved;
 }
