@@ -73,7 +73,7 @@ export function welcome(cluster: LocalCluster, hostname: string | undefined): vo
       ? `  requests     http://${at(cluster.proxy)}/  (by host name, for example http://blog.localhost:${cluster.proxy.port}/)`
       : `  application  http://${hostname}:${cluster.proxy.port}/   or   curl http://${at(cluster.proxy)}/`,
     `  admin        http://${at(cluster.admin)}/`,
-    ...(cluster.etcd === undefined ? [] : [`  etcd         ${cluster.etcd}   (npx hakobu get --etcd ${cluster.etcd})`]),
+    ...(cluster.etcd === undefined ? [] : [`  etcd         ${cluster.etcd}   (npx hakobu get --etcd-endpoints ${cluster.etcd})`]),
   ];
   for (const host of cluster.hosts) {
     const hand = cluster.byHand(host);

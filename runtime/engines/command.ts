@@ -4,6 +4,7 @@
 //   C2  A program that must end early takes its whole process group with it.
 import { spawn } from "node:child_process";
 import { type ErrorCode, HakobuError, reasonOf } from "../../actors/hakobu-error.js";
+import { signalProcess } from "./process-table.js";
 
 export interface CommandOptions {
   /** Thrown when it exits with anything but 0. */
@@ -12,6 +13,8 @@ export interface CommandOptions {
   readonly title: string;
   readonly timeoutMs: number;
   readonly signal?: AbortSignal;
+  /** From an abort or the deadline to the KILL; default 0. For what does harm when it is cut short. */
+  readonly patienceMs?: number;
   /** A promise: it is written when that resolves; when that rejects, the program is ended and its reason thrown. */
   readonly input?: string | Promise<string>;
   /** Open files that it gets as 3, 4, ... */
@@ -28,7 +31,7 @@ const keptCharacters = 16_384;
  *   that is no HakobuError)
  */
 export function runCommand(argv: readonly string[], options: CommandOptions): Promise<string> {
-  const { failure, title, timeoutMs, signal, input, files = [], output } = options;
+  const { failure, title, timeoutMs, signal, patienceMs = 0, input, files = [], output } = options;
   return new Promise((resolve, reject) => {
     if (signal?.aborted) return reject(abortError(signal, title));
     const [program = "", ...args] = argv;
@@ -46,14 +49,15 @@ export function runCommand(argv: readonly string[], options: CommandOptions): Pr
       stderr = (stderr + text).slice(-keptCharacters);
     });
 
+    let patience: NodeJS.Timeout | undefined;
+    const kill = (): void => {
+      if (child.pid !== undefined) signalProcess(-child.pid, "SIGKILL");
+    };
     const end = (why: HakobuError): void => {
-      early ??= why;
-      if (child.pid === undefined) return;
-      try {
-        process.kill(-child.pid, "SIGKILL");
-      } catch {
-        // It has ended by itself in this moment.
-      }
+      if (early !== undefined) return;
+      early = why;
+      if (patienceMs === 0) kill();
+      else patience = setTimeout(kill, patienceMs);
     };
     // A program that ends without reading its input is judged by its exit code.
     child.stdin?.on("error", () => {});
@@ -70,6 +74,7 @@ export function runCommand(argv: readonly string[], options: CommandOptions): Pr
     );
     const settle = (error?: HakobuError): void => {
       clearTimeout(timer);
+      clearTimeout(patience);
       signal?.removeEventListener("abort", onAbort);
       if (early ?? error) reject(early ?? error);
       else resolve(stdout);

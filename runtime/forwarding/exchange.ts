@@ -76,7 +76,8 @@ export class Exchange<Extra = never> implements Dispatcher.DispatchHandler {
     });
   }
 
-  start(pool: Pool, request: Dispatcher.DispatchOptions): void {
+  /** `upgrade`: the protocol to ask for. */
+  start(pool: Pool, path: string, method: string, headers: readonly string[], upgrade: string | null = null): void {
     const { headersTimeoutMs, bodyTimeoutMs, cancellation, body } = this.#options;
     if (this.#outgoing.destroyed || this.#outgoing.closed) return this.finish({ kind: "client-gone" });
     this.#outgoing.on("close", this.#onClientClose);
@@ -92,7 +93,18 @@ export class Exchange<Extra = never> implements Dispatcher.DispatchHandler {
         return this.#fail("aborted", error as Error);
       }
     }
-    pool.dispatch({ ...request, body: stream, headersTimeout: 0, bodyTimeout: bodyTimeoutMs }, this);
+    pool.dispatch(
+      {
+        path,
+        method,
+        headers: headers as string[],
+        body: stream,
+        upgrade,
+        headersTimeout: 0,
+        bodyTimeout: bodyTimeoutMs,
+      },
+      this,
+    );
   }
 
   /** Refuses the request without asking the next hop. */

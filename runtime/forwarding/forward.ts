@@ -29,6 +29,6 @@ export function forward(
   const exchange = new Exchange(outgoing, options);
   const path = requestTarget(incoming);
   if (path === undefined) exchange.refuse(new HakobuError("ABORTED", `Cannot forward the target "${incoming.url}"`));
-  else exchange.start(pool, { path, method: incoming.method as "GET", headers: options.headers as string[] });
+  else exchange.start(pool, path, incoming.method ?? "GET", options.headers);
   return exchange.outcome;
 }

@@ -47,10 +47,7 @@ export function forwardUpgrade(
   if (path === undefined) exchange.refuse(new HakobuError("ABORTED", `Cannot forward the target "${incoming.url}"`));
   else if (hasBody(incoming))
     exchange.refuse(new HakobuError("ABORTED", "A request for an upgrade cannot have a body"));
-  else {
-    const request = { path, method: incoming.method as "GET", headers: options.headers as string[] };
-    exchange.start(pool, wanted ? { ...request, upgrade: "websocket" } : request);
-  }
+  else exchange.start(pool, path, incoming.method ?? "GET", options.headers, wanted ? "websocket" : null);
   return exchange.outcome;
 }
 

@@ -50,6 +50,8 @@ export interface NamespacesCluster extends LocalCluster {
   startAgent(host: string): Promise<void>;
   /** TERM: it moves out, and ends. */
   stopAgent(host: string): Promise<void>;
+  /** A planned move. */
+  relocate(container: string, to: string): Promise<Placement>;
   killProxy(): Promise<void>;
   startProxy(): Promise<void>;
   stateDir(host: string): string;
@@ -214,6 +216,17 @@ export async function createNamespacesCluster(options: NamespacesOptions): Promi
       },
       startAgent,
       stopAgent: (id) => child(id).stop(stopLimitMs),
+      relocate: async (container, to) => {
+        const known = await get<(SpecRecord & { placement?: Placement })[]>(`${adminUrl}/containers`);
+        const from = known.find(({ spec }) => spec.name === container)?.placement?.host.slice(name.length + 1) as string;
+        const { statusCode, body } = await request(url(from) + path.relocate, {
+          method: "POST",
+          body: JSON.stringify({ container, to: hostId(to) }),
+        });
+        const text = await body.text();
+        if (statusCode !== 200) throw new HakobuError("UNAVAILABLE", text);
+        return JSON.parse(text) as Placement;
+      },
       killProxy: async () => {
         proxy.signal("SIGKILL");
         await proxy.exited;

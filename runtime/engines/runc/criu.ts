@@ -7,7 +7,17 @@
 //   K3  /run is a tmpfs for CRIU (where the machine's is none, in a mount namespace of its own), for it caches there what it
 //       has found out about the kernel: 45 to 70 ms a restore.
 import { createHash } from "node:crypto";
-import { closeSync, mkdirSync, openSync, readFileSync, rmSync, statfsSync, statSync, writeFileSync } from "node:fs";
+import {
+  closeSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statfsSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { type ErrorCode, HakobuError, reasonOf } from "../../../actors/hakobu-error.js";
 import { lastLines, runCommand } from "../command.js";
@@ -19,7 +29,14 @@ const tmpfsMagic = 0x01021994;
 const ghostLimit = "64M";
 const common = ["--network-lock", "skip", "--manage-cgroups=ignore", "--tcp-close", "--file-locks"];
 /** The part of an image's directory that is CRIU's. */
-export const criuDirectory = "criu";
+const criuDirectory = "criu";
+/** The sizes of CRIU's files: it reads for ever from a file of pages that was cut off. */
+const sizesName = "sizes.json";
+/** A dump that is killed half-way can take the container with it. */
+const dumpPatienceMs = 3_000;
+/** A restore that takes longer hangs: this, and this much for each MiB of the image. */
+const restoreLimitMs = 15_000;
+const restoreLimitMsPerMiB = 20;
 
 export interface Criu {
   readonly binary: string;
@@ -77,9 +94,21 @@ export async function dump(criu: Criu, names: Names, options: DumpOptions): Prom
     ...binds.flatMap(({ target }) => ["--external", `mnt[${resolveInside(names.root, target)}]:${target}`]),
     ...["--ghost-limit", ghostLimit, "--skip-in-flight", "--action-script", script, ...common],
   ];
-  await logged("CHECKPOINT_FAILED", `the checkpoint of ${names.container}`, join(names.bundle, "dump.log"), () =>
-    runCommand(argv, { failure: "CHECKPOINT_FAILED", title: "criu dump", timeoutMs, signal }),
+  await logged(
+    "CHECKPOINT_FAILED",
+    `the checkpoint of ${names.container}`,
+    join(names.bundle, "dump.log"),
+    signal,
+    () =>
+      runCommand(argv, {
+        failure: "CHECKPOINT_FAILED",
+        title: "criu dump",
+        timeoutMs,
+        signal,
+        patienceMs: dumpPatienceMs,
+      }),
   );
+  writeFileSync(join(directory, sizesName), JSON.stringify(sizesOf(images)));
 }
 
 export interface RestoreOptions {
@@ -89,7 +118,6 @@ export interface RestoreOptions {
   readonly cgroups: readonly string[];
   /** Resolves when the network namespace and the root file system stand. */
   readonly ready: Promise<unknown>;
-  readonly timeoutMs: number;
   readonly signal: AbortSignal;
 }
 
@@ -98,7 +126,8 @@ export interface RestoreOptions {
  * @returns the pid of the first process. @throws HakobuError RESTORE_FAILED
  */
 export async function restore(criu: Criu, names: Names, options: RestoreOptions): Promise<number> {
-  const { directory, binds, cgroups, ready, timeoutMs, signal } = options;
+  const { directory, binds, cgroups, ready, signal } = options;
+  const bytes = checkSizes(names, directory);
   const enter = cgroups.map((each) => `echo 0 >${quote(join(each, "cgroup.procs"))} || exit\n`).join("");
   // The caller's end, with or without a word, ends it.
   const script = `${enter}read -r go && exec "$@" 3<${quote(names.namespaceFile)} </dev/null`;
@@ -114,11 +143,11 @@ export async function restore(criu: Criu, names: Names, options: RestoreOptions)
   rmSync(names.pidFile, { force: true });
   const output = openSync(join(names.bundle, "restore.out"), "w", 0o600);
   try {
-    await logged("RESTORE_FAILED", `the restore of ${names.container}`, join(names.bundle, "restore.log"), () =>
+    await logged("RESTORE_FAILED", `the restore of ${names.container}`, join(names.bundle, "restore.log"), signal, () =>
       runCommand(argv, {
         failure: "RESTORE_FAILED",
         title: "criu restore",
-        timeoutMs,
+        timeoutMs: restoreLimitMs + (bytes / 1024 / 1024) * restoreLimitMsPerMiB,
         signal,
         input: ready.then(() => "go\n"),
         output,
@@ -130,12 +159,46 @@ export async function restore(criu: Criu, names: Names, options: RestoreOptions)
   return Number(readFileSync(names.pidFile, "utf8"));
 }
 
-async function logged(code: ErrorCode, title: string, log: string, work: () => Promise<unknown>): Promise<void> {
+/** @returns the bytes of CRIU's files. @throws HakobuError RESTORE_FAILED where they are not those that the dump wrote */
+function checkSizes(names: Names, directory: string): number {
+  const refuse = (why: string): never => {
+    throw new HakobuError("RESTORE_FAILED", `the restore of ${names.container} failed: its image ${why}`);
+  };
+  let wanted: Readonly<Record<string, number>> = {};
+  let found: Readonly<Record<string, number>> = {};
+  try {
+    wanted = JSON.parse(readFileSync(join(directory, sizesName), "utf8")) as Record<string, number>;
+    found = sizesOf(join(directory, criuDirectory));
+  } catch (error) {
+    refuse(`cannot be read: ${reasonOf(error)}`);
+  }
+  for (const [name, bytes] of Object.entries(wanted))
+    if (found[name] !== bytes) refuse(`has ${found[name] ?? "no"} bytes of ${name} instead of ${bytes}`);
+  return Object.values(wanted).reduce((sum, bytes) => sum + bytes, 0);
+}
+
+function sizesOf(directory: string): Record<string, number> {
+  return Object.fromEntries(readdirSync(directory).map((name) => [name, statSync(join(directory, name)).size]));
+}
+
+async function logged(
+  code: ErrorCode,
+  title: string,
+  log: string,
+  signal: AbortSignal,
+  work: () => Promise<unknown>,
+): Promise<void> {
   rmSync(log, { force: true });
   try {
     await work();
   } catch (error) {
-    if (!(error instanceof HakobuError) || error.code !== code) throw error;
+    // DEADLINE_EXCEEDED without the caller's signal: CRIU hangs, and would again.
+    if (
+      !(error instanceof HakobuError) ||
+      signal.aborted ||
+      (error.code !== code && error.code !== "DEADLINE_EXCEEDED")
+    )
+      throw error;
     throw new HakobuError(code, `${title} failed: ${lastLogLines(log)} (${reasonOf(error)})`, { cause: error });
   }
 }

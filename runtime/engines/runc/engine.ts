@@ -110,7 +110,6 @@ export class RuncEngine implements Engine {
         binds,
         cgroups: this.#sandbox.cgroups.of(names),
         ready,
-        timeoutMs: operationLimitMs,
         signal,
       }),
     );
