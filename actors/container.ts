@@ -80,7 +80,7 @@ export class ContainerActor {
       next: (snapshot) => {
         this.serving = snapshot.matches({ running: "serving" }) ? this.#instance : undefined;
       },
-      complete: () => deps.clock.clearTimeout(this.#idleTimer as number),
+      complete: () => deps.clock.clearTimeout(this.#idleTimer),
       error: (error) => deps.log.error({ container: this.name, error: reasonOf(error) }, "container actor ended"),
     });
     deps.registry.register(`container/${this.name}`, this.#actor.start());
@@ -193,7 +193,7 @@ export class ContainerActor {
 
   /** Ends the actor and touches nothing: what a crash does. */
   abandon(): void {
-    this.#deps.clock.clearTimeout(this.#idleTimer as number);
+    this.#deps.clock.clearTimeout(this.#idleTimer);
     this.#actor.stop();
   }
 
@@ -251,7 +251,11 @@ export class ContainerActor {
     const span = this.#span("cold start");
     const limit = AbortSignal.any([
       signal,
-      deadline(clock, spec.startTimeoutMs, `${spec.name} was not ready within ${spec.startTimeoutMs} ms (startTimeout)`),
+      deadline(
+        clock,
+        spec.startTimeoutMs,
+        `${spec.name} was not ready within ${spec.startTimeoutMs} ms (startTimeout)`,
+      ),
     ]);
     try {
       const launched = await engine.start(this.#launch(), limit);
@@ -352,7 +356,7 @@ export class ContainerActor {
     return new Promise((resolve) => {
       const done = (): void => {
         this.#drained = undefined;
-        this.#deps.clock.clearTimeout(timer as number);
+        this.#deps.clock.clearTimeout(timer);
         signal.removeEventListener("abort", done);
         resolve();
       };
@@ -401,7 +405,7 @@ export class ContainerActor {
 
   #armIdle(): void {
     const { clock } = this.#deps;
-    clock.clearTimeout(this.#idleTimer as number);
+    clock.clearTimeout(this.#idleTimer);
     const idleMs = this.#record.spec.idleTimeoutMs;
     if (idleMs === 0) return;
     const sinceMs = clock.now() - this.#lastActivityMs;

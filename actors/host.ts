@@ -126,7 +126,7 @@ export class HostActor {
 
   /** Ends the actors and leaves containers and lease as they are: what a crash does. */
   abandon(): void {
-    this.#deps.clock.clearTimeout(this.#checkTimer as number);
+    this.#deps.clock.clearTimeout(this.#checkTimer);
     this.#following.abort(new HakobuError("ABORTED", "the host agent ends"));
     this.#stopNoticing();
     this.#membership?.abandon();
@@ -158,7 +158,11 @@ export class HostActor {
         if (outcome.placement !== undefined) view.learn(outcome.placement);
         return { kind: "moved", ...(outcome.placement ? { placement: outcome.placement } : {}) };
       case "unavailable":
-        return { kind: "refused", reason: `the placement store does not answer: ${outcome.reason}`, retryAfterMs: 1000 };
+        return {
+          kind: "refused",
+          reason: `the placement store does not answer: ${outcome.reason}`,
+          retryAfterMs: 1000,
+        };
     }
   }
 
@@ -254,7 +258,13 @@ export class HostActor {
     const { hosts, view } = this.#deps;
     const refusals: string[] = [];
     for (const target of targets) {
-      const claim = { container: container.name, expected: container.epoch, from: this.#record.id, reason, handover: true };
+      const claim = {
+        container: container.name,
+        expected: container.epoch,
+        from: this.#record.id,
+        reason,
+        handover: true,
+      };
       const reply = await hosts.claim(target, claim, trace, signal);
       if (reply.kind !== "won") {
         refusals.push(`${target.id}: ${"reason" in reply ? reply.reason : "another host was first"}`);
@@ -263,7 +273,10 @@ export class HostActor {
       view.learn(reply.placement);
       const active = await hosts.activate(target, reply.placement, trace, signal);
       if (active.kind === "active") return reply.placement;
-      throw new HakobuError("UNAVAILABLE", `${target.id} owns ${container.name} now, but: ${"reason" in active ? active.reason : active.kind}`);
+      throw new HakobuError(
+        "UNAVAILABLE",
+        `${target.id} owns ${container.name} now, but: ${"reason" in active ? active.reason : active.kind}`,
+      );
     }
     throw new HakobuError("UNAVAILABLE", `nobody takes ${container.name}: ${refusals.join("; ")}`);
   }

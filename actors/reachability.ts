@@ -120,7 +120,7 @@ export class ReachabilityActor {
   }
 
   stop(): void {
-    this.#deps.clock.clearTimeout(this.#timer as number);
+    this.#deps.clock.clearTimeout(this.#timer);
     this.#waiting.clear();
     this.#actor.stop();
   }

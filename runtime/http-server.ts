@@ -1,6 +1,13 @@
 // Opening and closing an HTTP server, as proxy, host and admin do it.
-import type { Server } from "node:http";
+import { createServer, type Server, type ServerOptions } from "node:http";
+import type Koa from "koa";
 import { HakobuError } from "../actors/hakobu-error.js";
+
+/** A server, not yet listening, that a Koa application answers. */
+export function koaServer(app: Koa, options: ServerOptions = {}): Server {
+  const answer = app.callback();
+  return createServer(options, (incoming, outgoing) => void answer(incoming, outgoing));
+}
 
 /** @throws HakobuError CONFIG_INVALID */
 export function listen(server: Server, at: { address: string; port: number }): Promise<void> {

@@ -19,7 +19,7 @@ export function delay(clock: Clock, ms: number, signal?: AbortSignal): Promise<v
       resolve();
     }, ms);
     function onAbort(): void {
-      clock.clearTimeout(timer as number);
+      clock.clearTimeout(timer);
       reject(signal?.reason as Error);
     }
     signal?.addEventListener("abort", onAbort, { once: true });
@@ -27,7 +27,12 @@ export function delay(clock: Clock, ms: number, signal?: AbortSignal): Promise<v
 }
 
 /** Aborts with a HakobuError after `ms`; the timer does not keep a process alive. */
-export function deadline(clock: Clock, ms: number, message: string, code: ErrorCode = "DEADLINE_EXCEEDED"): AbortSignal {
+export function deadline(
+  clock: Clock,
+  ms: number,
+  message: string,
+  code: ErrorCode = "DEADLINE_EXCEEDED",
+): AbortSignal {
   const controller = new AbortController();
   const timer: unknown = clock.setTimeout(() => controller.abort(new HakobuError(code, message)), ms);
   if (typeof timer === "object" && timer !== null && "unref" in timer) (timer as { unref(): void }).unref();

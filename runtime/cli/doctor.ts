@@ -16,7 +16,8 @@ export function doctorCommand(program: Command): void {
         return;
       }
       const table = new Table({ chars: plain, style: { "padding-left": 0, "padding-right": 2, head: [], border: [] } });
-      for (const { name, ok, found, mend } of checks) table.push([ok ? "ok" : "--", name, ok ? found : (mend ?? found)]);
+      for (const { name, ok, found, mend } of checks)
+        table.push([ok ? "ok" : "--", name, ok ? found : (mend ?? found)]);
       console.log(table.toString());
       const verdict = canRestore(checks)
         ? "Containers can be checkpointed and restored here."

@@ -3,7 +3,6 @@
 import { spawn } from "node:child_process";
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import type { Command } from "commander";
 import { HakobuError } from "../../actors/hakobu-error.js";
 import type { SpecRecord } from "../../actors/ports/placement-store.js";
@@ -13,9 +12,10 @@ import { experiment } from "../experiment/experiment.js";
 import { chart, type Run, summarise, table } from "../experiment/picture.js";
 import type { LocalCluster } from "../local/cluster.js";
 import { type UpOptions, upOptions, welcome, withCluster } from "./up.js";
+import { packageRoot } from "../package-root.js";
 import { progress } from "./output.js";
 
-const examples = fileURLToPath(new URL("../../../examples/", import.meta.url));
+const examples = join(packageRoot(), "examples");
 
 interface ExperimentFlags extends UpOptions {
   readonly once?: boolean;
@@ -89,7 +89,7 @@ async function django(cluster: LocalCluster, onProgress: (text: string) => void)
   const data = join(cluster.shared, "guestbook");
   onProgress("preparing the application's database");
   await mkdir(data, { recursive: true });
-  await run("bash", [join(directory, "prepare.sh"), data]);
+  await execute("bash", [join(directory, "prepare.sh"), data]);
   return first(join(directory, "site.yaml"), { HAKOBU_EXAMPLE_DIR: directory, HAKOBU_DATA_DIR: data });
 }
 
@@ -103,13 +103,22 @@ async function first(file: string, env: NodeJS.ProcessEnv): Promise<SpecRecord> 
   return record as SpecRecord;
 }
 
-function variant({ spec }: SpecRecord, suffix: string, checkpoint: Partial<SpecRecord["spec"]["checkpoint"]>): SpecRecord {
+function variant(
+  { spec }: SpecRecord,
+  suffix: string,
+  checkpoint: Partial<SpecRecord["spec"]["checkpoint"]>,
+): SpecRecord {
   const name = `${spec.name}-${suffix}`;
-  const changed = { ...spec, name, hostnames: [`${name}.localhost`], checkpoint: { ...spec.checkpoint, ...checkpoint } };
+  const changed = {
+    ...spec,
+    name,
+    hostnames: [`${name}.localhost`],
+    checkpoint: { ...spec.checkpoint, ...checkpoint },
+  };
   return specRecord(changed);
 }
 
-function run(program: string, args: readonly string[]): Promise<void> {
+function execute(program: string, args: readonly string[]): Promise<void> {
   return new Promise((resolve, reject) => {
     const child = spawn(program, args, { stdio: ["ignore", "ignore", "pipe"], timeout: 120_000 });
     let error = "";

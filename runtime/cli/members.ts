@@ -1,6 +1,5 @@
 // `hakobu proxy` and `hakobu host`: one member of a cluster, until it is told to end.
 import { mkdir } from "node:fs/promises";
-import { createServer } from "node:http";
 import type { Command } from "commander";
 import type { Logger } from "pino";
 import type { Engine } from "../../actors/ports/engine.js";
@@ -9,7 +8,7 @@ import { hostSettings, proxySettings, readHostConfig, readProxyConfig } from "..
 import { ProcessEngine } from "../engines/process.js";
 import { RuncEngine } from "../engines/runc/engine.js";
 import { createHost } from "../host.js";
-import { listen, shut } from "../http-server.js";
+import { koaServer, listen, shut } from "../http-server.js";
 import { DirectoryImageStore } from "../images/directory-store.js";
 import { programLog } from "../log.js";
 import { EtcdPlacementStore } from "../placement/etcd.js";
@@ -37,10 +36,18 @@ export function memberCommands(program: Command): void {
 
 async function runProxy(options: Given): Promise<void> {
   const given = givenSettings(options, proxySettings);
-  const { etcd, log: logging, proxy } = await readProxyConfig({ file: options.config, env: process.env, options: given });
+  const {
+    etcd,
+    log: logging,
+    proxy,
+  } = await readProxyConfig({ file: options.config, env: process.env, options: given });
   const log = programLog(logging.level);
   const stop = stopSignal();
-  const tracing = startTracing({ service: "hakobu-proxy", instance: `${proxy.listen.address}:${proxy.listen.port}`, log });
+  const tracing = startTracing({
+    service: "hakobu-proxy",
+    instance: `${proxy.listen.address}:${proxy.listen.port}`,
+    log,
+  });
   const store = new EtcdPlacementStore(etcdOptions(etcd), { clock: systemClock, log });
   const member = await createProxy({
     ...proxy,
@@ -50,7 +57,7 @@ async function runProxy(options: Given): Promise<void> {
     log,
     tracer: tracing.tracer,
   });
-  const admin = createServer(adminApi(member).callback());
+  const admin = koaServer(adminApi(member));
   await listen(admin, proxy.admin);
   log.info({ ...proxy.listen, admin: `${proxy.admin.address}:${proxy.admin.port}` }, "proxy ready");
   await stop;

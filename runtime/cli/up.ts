@@ -24,7 +24,10 @@ export function upOptions(command: Command): Command {
   return command
     .option("--listen <address:port>", "where the proxy takes requests", "127.0.0.1:8080")
     .option("--admin <address:port>", "where its admin API listens", "127.0.0.1:8081")
-    .option("--dir <directory>", "for state, images and logs (default: /var/lib/hakobu/up as root, else in the temporary directory)");
+    .option(
+      "--dir <directory>",
+      "for state, images and logs (default: /var/lib/hakobu/up as root, else in the temporary directory)",
+    );
 }
 
 export function upCommand(program: Command): void {
@@ -62,7 +65,11 @@ async function openCluster(options: UpOptions): Promise<LocalCluster> {
   const directory = options.dir ?? join(tmpdir(), `hakobu-${process.getuid?.() ?? "user"}`);
   const tracing = startTracing({ service: "hakobu", instance: "loopback", log });
   const cluster = await createLoopbackCluster({ hosts, directory, proxy, admin, log, tracer: tracing.tracer });
-  return { ...cluster, close: () => cluster.close().finally(() => tracing.close()) };
+  const close = async (): Promise<void> => {
+    await cluster.close();
+    await tracing.close();
+  };
+  return { ...cluster, close };
 }
 
 export function welcome(cluster: LocalCluster, hostname: string | undefined): void {
@@ -73,7 +80,9 @@ export function welcome(cluster: LocalCluster, hostname: string | undefined): vo
       ? `  requests     http://${at(cluster.proxy)}/  (by host name, for example http://blog.localhost:${cluster.proxy.port}/)`
       : `  application  http://${hostname}:${cluster.proxy.port}/   or   curl http://${at(cluster.proxy)}/`,
     `  admin        http://${at(cluster.admin)}/`,
-    ...(cluster.etcd === undefined ? [] : [`  etcd         ${cluster.etcd}   (npx hakobu get --etcd-endpoints ${cluster.etcd})`]),
+    ...(cluster.etcd === undefined
+      ? []
+      : [`  etcd         ${cluster.etcd}   (npx hakobu get --etcd-endpoints ${cluster.etcd})`]),
   ];
   for (const host of cluster.hosts) {
     const hand = cluster.byHand(host);

@@ -7,14 +7,28 @@ import type { Instance } from "../../actors/ports/engine.js";
 
 const fileName = "instance.json";
 
-/** Of every path that is made of a container's or a host's name: a DNS label, for hosts with dots between. */
-export function checkName(what: string, name: string): void {
-  const label = /^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/;
-  if (!name.split(".").every((part) => label.test(part)))
-    throw new HakobuError(
-      "CONFIG_INVALID",
-      `${what} ${JSON.stringify(name)}: use lower-case letters, digits and hyphens inside, at most 63`,
-    );
+const label = /^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/;
+
+/** Whether a container may be called so: a DNS label, of which no path can be made. */
+export function isContainerName(name: string): boolean {
+  return label.test(name);
+}
+
+/** @throws HakobuError CONFIG_INVALID */
+export function checkContainerName(name: string): void {
+  if (!isContainerName(name)) refuse("container", name);
+}
+
+/** Host ids may have dots between labels. @throws HakobuError CONFIG_INVALID */
+export function checkHostId(hostId: string): void {
+  if (hostId.length > 100 || !hostId.split(".").every((part) => label.test(part))) refuse("host id", hostId);
+}
+
+function refuse(what: string, name: string): never {
+  throw new HakobuError(
+    "CONFIG_INVALID",
+    `${what} ${JSON.stringify(name)}: use lower-case letters, digits and hyphens inside, at most 63`,
+  );
 }
 
 export function writeInstance(directory: string, instance: Instance): void {
@@ -39,7 +53,7 @@ export function removeInstance(directory: string): void {
 export function containersIn(directory: string): string[] {
   try {
     return readdirSync(directory, { withFileTypes: true })
-      .filter((entry) => entry.isDirectory() && !entry.name.startsWith("."))
+      .filter((entry) => entry.isDirectory() && isContainerName(entry.name))
       .map(({ name }) => name);
   } catch {
     return [];

@@ -24,5 +24,5 @@ export async function isListening(pid: number, port: number, address?: string): 
 
 function littleEndian(address: string): string {
   const bytes = address.split(".").map((byte) => Number(byte).toString(16).toUpperCase().padStart(2, "0"));
-  return bytes.reverse().join("");
+  return bytes.toReversed().join("");
 }

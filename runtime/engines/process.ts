@@ -13,7 +13,14 @@ import type { Engine, Instance, Launch, Launched, Phases } from "../../actors/po
 import type { Log } from "../../actors/ports/log.js";
 import type { ContainerSpec } from "../../actors/ports/spec.js";
 import { abortError } from "./command.js";
-import { checkName, containersIn, readInstance, removeInstance, writeInstance } from "./instance-file.js";
+import {
+  checkContainerName,
+  checkHostId,
+  containersIn,
+  readInstance,
+  removeInstance,
+  writeInstance,
+} from "./instance-file.js";
 import { isListening } from "./listening.js";
 import { openOutputLog, readOutputLog } from "./output-log.js";
 import { groupIsEmpty, identify, isRunning, signalProcess, waitUntil } from "./process-table.js";
@@ -36,7 +43,7 @@ export class ProcessEngine implements Engine {
   readonly #log: Log;
 
   constructor({ hostId, stateDir, log }: ProcessEngineOptions) {
-    checkName("host id", hostId);
+    checkHostId(hostId);
     this.#hostId = hostId;
     this.#directory = join(stateDir, "process");
     this.#log = log;
@@ -158,7 +165,7 @@ export class ProcessEngine implements Engine {
   }
 
   #of(container: string): string {
-    checkName("container", container);
+    checkContainerName(container);
     return join(this.#directory, container);
   }
 }

@@ -20,7 +20,7 @@ import type {
 } from "../../actors/ports/image-store.js";
 import type { Log } from "../../actors/ports/log.js";
 import type { SpecRecord } from "../../actors/ports/placement-store.js";
-import { checkName } from "../engines/instance-file.js";
+import { checkContainerName, isContainerName } from "../engines/instance-file.js";
 import { parseManifest } from "./manifest.js";
 
 const manifestName = "manifest.json";
@@ -105,9 +105,10 @@ export class DirectoryImageStore implements ImageStore {
   }
 
   async list(container?: string): Promise<readonly (Image | SkippedImage)[]> {
-    const containers = container === undefined ? await directoriesIn(this.#directory) : [container];
+    const containers =
+      container === undefined ? (await directoriesIn(this.#directory)).filter(isContainerName).sort() : [container];
     const all: (Image | SkippedImage)[] = [];
-    for (const each of containers.filter((name) => !name.startsWith(".")).sort()) {
+    for (const each of containers) {
       const home = this.#of(each);
       const entries = (await directoriesIn(home)).flatMap((name) => {
         const [, bad, digits] = /^(\.bad-)?(\d+)$/.exec(name) ?? [];
@@ -200,7 +201,7 @@ export class DirectoryImageStore implements ImageStore {
   }
 
   #of(container: string): string {
-    checkName("container", container);
+    checkContainerName(container);
     return join(this.#directory, container);
   }
 }

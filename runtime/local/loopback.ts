@@ -2,18 +2,18 @@
 import { mkdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import type { Log } from "../../actors/ports/log.js";
+import type { Registered } from "../../actors/registry.js";
 import type { Tracer } from "../../actors/ports/tracer.js";
 import { adminApi } from "../admin/admin.js";
 import { ProcessEngine } from "../engines/process.js";
 import { createHost, type HakobuHost } from "../host.js";
-import { listen, shut } from "../http-server.js";
+import { koaServer, listen, shut } from "../http-server.js";
 import { DirectoryImageStore } from "../images/directory-store.js";
 import { MemoryPlacementStore } from "../placement/memory.js";
 import { createProxy } from "../proxy/proxy.js";
 import { systemClock } from "../system-clock.js";
 import { hostStatus } from "../dispatcher/control.js";
 import type { LocalCluster } from "./cluster.js";
-import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 
 export interface LoopbackOptions {
@@ -26,7 +26,12 @@ export interface LoopbackOptions {
   readonly ttlMs?: number;
 }
 
-export async function createLoopbackCluster(options: LoopbackOptions): Promise<LocalCluster> {
+export interface LoopbackCluster extends LocalCluster {
+  /** Every live actor of every member. */
+  actors(): readonly Registered[];
+}
+
+export async function createLoopbackCluster(options: LoopbackOptions): Promise<LoopbackCluster> {
   const { directory, log, tracer } = options;
   const shared = join(directory, "shared");
   await mkdir(shared, { recursive: true });
@@ -47,7 +52,7 @@ export async function createLoopbackCluster(options: LoopbackOptions): Promise<L
   };
   for (const id of options.hosts) await start(id);
   const proxy = await createProxy({ listen: options.proxy, store, log, tracer });
-  const admin = createServer(adminApi(proxy).callback());
+  const admin = koaServer(adminApi(proxy));
   await listen(admin, options.admin);
   let closed: Promise<void> | undefined;
   return {
@@ -70,6 +75,8 @@ export async function createLoopbackCluster(options: LoopbackOptions): Promise<L
       const host = members.get(id);
       return Promise.resolve(host && hostStatus(host.actor));
     },
+    actors: () =>
+      [proxy.registry, ...[...members.values()].map((host) => host.registry)].flatMap((each) => each.list()),
     moves: () => Promise.resolve(proxy.relocations.reports),
     cut: async (id) => members.get(id)?.destroy(),
     heal: start,

@@ -178,7 +178,9 @@ export async function createNamespacesCluster(options: NamespacesOptions): Promi
         for (const record of records) await store.putSpec(record);
         await until(async () => {
           const known = await get<SpecRecord[]>(`${adminUrl}/containers`);
-          return records.every(({ spec, hash }) => known.some((each) => each.spec.name === spec.name && each.hash === hash));
+          return records.every(({ spec, hash }) =>
+            known.some((each) => each.spec.name === spec.name && each.hash === hash),
+          );
         }, "the proxy learns of the specification");
       },
       delete: async (container) => {
@@ -218,7 +220,9 @@ export async function createNamespacesCluster(options: NamespacesOptions): Promi
       stopAgent: (id) => child(id).stop(stopLimitMs),
       relocate: async (container, to) => {
         const known = await get<(SpecRecord & { placement?: Placement })[]>(`${adminUrl}/containers`);
-        const from = known.find(({ spec }) => spec.name === container)?.placement?.host.slice(name.length + 1) as string;
+        const from = known
+          .find(({ spec }) => spec.name === container)
+          ?.placement?.host.slice(name.length + 1) as string;
         const { statusCode, body } = await request(url(from) + path.relocate, {
           method: "POST",
           body: JSON.stringify({ container, to: hostId(to) }),

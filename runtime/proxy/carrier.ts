@@ -126,8 +126,7 @@ export class Carrier {
     const { view, relocations } = this.#options;
     const { record, incoming } = journey;
     const { name, probe } = record.spec;
-    if (relocations.underWay(name) !== undefined)
-      await this.#move(journey, certainly("a move is under way"));
+    if (relocations.underWay(name) !== undefined) await this.#move(journey, certainly("a move is under way"));
     for (let turn = 1; turn <= hopLimit; turn++) {
       const placement = view.placement(name);
       if (placement === undefined) {
@@ -273,7 +272,13 @@ export class Carrier {
     const { host, reachability } = owner;
     const span = trace.open({ "hakobu.container": record.spec.name, "hakobu.failure": failure.code });
     log.info(
-      { container: record.spec.name, host: host.id, code: failure.code, sent: failure.sent, reason: failure.error.message },
+      {
+        container: record.spec.name,
+        host: host.id,
+        code: failure.code,
+        sent: failure.sent,
+        reason: failure.error.message,
+      },
       "a host did not answer a request",
     );
     if (failure.responded) {
@@ -323,7 +328,15 @@ function statusOf(error: HakobuError): number {
       return 504;
     case "CONFIG_INVALID":
       return 400;
-    default:
+    case "STORE_UNAVAILABLE":
+    case "STORE_REFUSED":
+    case "HOST_ID_TAKEN":
+    case "NOT_OWNER":
+    case "LEASE_LOST":
+    case "START_FAILED":
+    case "RESTORE_FAILED":
+    case "CHECKPOINT_FAILED":
+    case "STOP_FAILED":
       return 500;
   }
 }

@@ -1,6 +1,5 @@
 // A proxy of Hakobu as one object: the Koa application that carries requests, its view of the cluster, one reachability
 // actor per host, and the moves that it drives. The program (`hakobu proxy`) makes one; so may any service.
-import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import Koa from "koa";
 import { ClusterView } from "../../actors/cluster-view.js";
@@ -14,7 +13,7 @@ import { ReachabilityActor } from "../../actors/reachability.js";
 import { ActorRegistry } from "../../actors/registry.js";
 import { Relocations } from "../../actors/relocation.js";
 import { Pools, SOCKET_HIGH_WATER_MARK } from "../forwarding/pools.js";
-import { listen, shut } from "../http-server.js";
+import { koaServer, listen, shut } from "../http-server.js";
 import { TcpProber } from "../probes/tcp.js";
 import { systemClock } from "../system-clock.js";
 import { Carrier } from "./carrier.js";
@@ -130,7 +129,7 @@ export async function createProxy(options: ProxyOptions): Promise<HakobuProxy> {
   const app = new Koa();
   app.silent = true;
   app.use(middleware);
-  const server = createServer({ highWaterMark: SOCKET_HIGH_WATER_MARK, requestTimeout: 0 }, app.callback());
+  const server = koaServer(app, { highWaterMark: SOCKET_HIGH_WATER_MARK, requestTimeout: 0 });
   await listen(server, options.listen);
   const bound = server.address() as AddressInfo;
   await filled;

@@ -191,7 +191,8 @@ describe("relocation", function () {
     let stop = false;
     const statuses: number[] = [];
     const load = (async () => {
-      while (!stop) statuses.push((await lab.send(hostname, { method: statuses.length % 3 === 0 ? "POST" : "GET" })).status);
+      while (!stop)
+        statuses.push((await lab.send(hostname, { method: statuses.length % 3 === 0 ? "POST" : "GET" })).status);
     })();
     await eventually("the load runs", () => statuses.length > 20);
     const answer = await lab.cluster.relocate(name, other);

@@ -5,16 +5,16 @@ import { createServer } from "node:net";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import type { SpecRecord } from "../../actors/ports/placement-store.js";
 import type { ContainerSpec } from "../../actors/ports/spec.js";
 import { specRecord } from "../../runtime/config/spec.js";
 import { canRestore, examine, missingToRestore } from "../../runtime/doctor/doctor.js";
 import { createNamespacesCluster, type NamespacesCluster } from "../../runtime/local/namespaces.js";
+import { packageRoot } from "../../runtime/package-root.js";
 import { programLog } from "../../runtime/log.js";
 import { specOf } from "./records.js";
 
-export const fixtures = fileURLToPath(new URL("../../../test/lab/fixtures/", import.meta.url));
+export const fixtures = join(packageRoot(), "test/lab/fixtures");
 
 export interface TestCluster {
   readonly cluster: NamespacesCluster;

@@ -5,7 +5,7 @@ import type { AnyStateMachine, StateNode } from "xstate";
 export function leaves(machine: AnyStateMachine): string[] {
   const names: string[] = [];
   const walk = (node: StateNode): void => {
-    const children = Object.values(node.states) as StateNode[];
+    const children: StateNode[] = Object.values(node.states);
     if (children.length === 0) names.push(node.path.join("."));
     for (const child of children) walk(child);
   };

@@ -73,7 +73,7 @@ describe("the statechart of a container", () => {
       const lost = taken.findIndex((type) => type === "OWNERSHIP_LOST" || type === "FENCE" || type === "RELOCATE");
       if (lost < 0) continue;
       const after = states.slice(lost);
-      assert.ok(!after.some((state) => state === "restoring" || state === "starting"), `${taken.join(" ")}`);
+      assert.ok(!after.some((state) => state === "restoring" || state === "starting"), taken.join(" "));
     }
   });
 
@@ -273,7 +273,7 @@ describe("the statechart of reachability", () => {
   const key = ({ misses }: { misses: number }) => Math.min(misses, 4);
 
   it("reaches every state by some path, and trusts on any sign of life (R3)", () => {
-    const found = paths(reachabilityMachine, undefined, events, key as never);
+    const found = paths(reachabilityMachine, undefined, events, key);
     assertReached(reachabilityMachine, found);
     for (const { states, events: taken } of found)
       taken.forEach((type, index) => {
@@ -330,7 +330,7 @@ describe("the statechart of a relocation", () => {
   const key = ({ tried, refusals }: { tried: string[]; refusals: string[] }) => [tried.length, refusals.length > 0];
 
   it("reaches every state by some path, and claims nothing while the owner answers (M1)", () => {
-    const found = paths(relocationMachine, input(false), events, key as never);
+    const found = paths(relocationMachine, input(false), events, key);
     assertReached(relocationMachine, found);
     for (const { states, events: taken } of found) {
       const alive = taken.findIndex((type, index) => type === "xstate.done.actor.probe" && states[index] === "done");
@@ -339,7 +339,7 @@ describe("the statechart of a relocation", () => {
   });
 
   it("tries no more candidates than its limit (M2)", () => {
-    for (const { states, events: taken } of paths(relocationMachine, input(true), events, key as never)) {
+    for (const { states, events: taken } of paths(relocationMachine, input(true), events, key)) {
       const entries = states.filter((state, index) => state === "claiming" && states[index - 1] !== "claiming");
       assert.ok(entries.length <= 2, taken.join(" "));
     }

@@ -19,61 +19,73 @@ const devices = ["c 1:3", "c 1:5", "c 1:7", "c 1:8", "c 1:9", "c 5:0", "c 5:2", 
 
 export interface Cgroups {
   readonly version: 1 | 2;
+  /** Controllers that are not mounted, so that their limits cannot be set. */
+  readonly missing: readonly string[];
   /** Directories that a process enters to be limited: one for each hierarchy used, for version 2 one. */
   of(names: Names): readonly string[];
 }
 
 export function findCgroups(): Cgroups {
   if (existsSync(join(mountPoint, "cgroup.controllers")))
-    return { version: 2, of: (names) => [join(mountPoint, names.cgroup)] };
-  const used = ["cpu", "memory", "pids", "devices"].filter((each) =>
-    existsSync(join(mountPoint, each, "cgroup.procs")),
-  );
-  return { version: 1, of: (names) => used.map((each) => join(mountPoint, each, names.cgroup)) };
+    return { version: 2, missing: [], of: (names) => [join(mountPoint, names.cgroup)] };
+  const wanted = ["cpu", "memory", "pids", "devices"];
+  const used = wanted.filter((each) => existsSync(join(mountPoint, each, "cgroup.procs")));
+  return {
+    version: 1,
+    missing: wanted.filter((each) => !used.includes(each)),
+    of: (names) => used.map((each) => join(mountPoint, each, names.cgroup)),
+  };
 }
 
 /** Makes it and sets its limits. @returns what could not be limited and why, for the log */
 export function createCgroup(cgroups: Cgroups, names: Names, limits: ContainerSpec["limits"]): string[] {
-  const unlimited: string[] = [];
-  const set = (directory: string, file: string, value: string): void => {
-    try {
-      writeFileSync(join(directory, file), value);
-    } catch (error) {
-      unlimited.push(`${file}: ${reasonOf(error)}`);
-    }
-  };
-  const bytes = String(limits.memoryMiB * 1024 * 1024);
-  const quotaUs = String(Math.max(1_000, Math.round(limits.cpus * periodUs)));
+  const unlimited = cgroups.missing.map((controller) => `${controller}: no such controller here`);
+  const settings = cgroups.version === 2 ? unified(limits) : separate(limits);
   for (const directory of cgroups.of(names)) {
-    if (cgroups.version === 2) {
-      delegate(directory);
-      makeGroup(directory);
-      set(directory, "cpu.max", `${quotaUs} ${periodUs}`);
-      set(directory, "memory.max", bytes);
-      if (existsSync(join(directory, "memory.swap.max"))) set(directory, "memory.swap.max", "0");
-      set(directory, "pids.max", String(limits.pids));
-      continue;
-    }
+    if (cgroups.version === 2) delegate(directory);
     makeGroup(directory);
-    switch (directory.slice(mountPoint.length + 1).split("/", 1)[0]) {
-      case "cpu":
-        set(directory, "cpu.cfs_quota_us", quotaUs);
-        break;
-      case "memory":
-        set(directory, "memory.limit_in_bytes", bytes);
-        if (existsSync(join(directory, "memory.memsw.limit_in_bytes")))
-          set(directory, "memory.memsw.limit_in_bytes", bytes);
-        break;
-      case "pids":
-        set(directory, "pids.max", String(limits.pids));
-        break;
-      case "devices":
-        set(directory, "devices.deny", "a");
-        for (const device of devices) set(directory, "devices.allow", `${device} rwm`);
-        break;
+    for (const [file, value] of settings) {
+      const path = join(directory, file);
+      // Each file belongs to one controller, and swap need not be accounted.
+      if ((cgroups.version === 1 || file === "memory.swap.max") && !existsSync(path)) continue;
+      try {
+        writeFileSync(path, value);
+      } catch (error) {
+        unlimited.push(`${file}: ${reasonOf(error)}`);
+      }
     }
   }
   return unlimited;
+}
+
+type Settings = readonly (readonly [file: string, value: string])[];
+
+function unified(limits: ContainerSpec["limits"]): Settings {
+  return [
+    ["cpu.max", `${quotaUs(limits)} ${periodUs}`],
+    ["memory.max", bytes(limits)],
+    ["memory.swap.max", "0"],
+    ["pids.max", String(limits.pids)],
+  ];
+}
+
+function separate(limits: ContainerSpec["limits"]): Settings {
+  return [
+    ["cpu.cfs_quota_us", quotaUs(limits)],
+    ["memory.limit_in_bytes", bytes(limits)],
+    ["memory.memsw.limit_in_bytes", bytes(limits)],
+    ["pids.max", String(limits.pids)],
+    ["devices.deny", "a"],
+    ...devices.map((device) => ["devices.allow", `${device} rwm`] as const),
+  ];
+}
+
+function quotaUs({ cpus }: ContainerSpec["limits"]): string {
+  return String(Math.max(1_000, Math.round(cpus * periodUs)));
+}
+
+function bytes({ memoryMiB }: ContainerSpec["limits"]): string {
+  return String(memoryMiB * 1024 * 1024);
 }
 
 /** Another container's end may remove the parents in between. */

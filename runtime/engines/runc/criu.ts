@@ -87,13 +87,12 @@ export async function dump(criu: Criu, names: Names, options: DumpOptions): Prom
   writeFileSync(script, `#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" = post-dump ] || exit 0\n${whileFrozen}\n`, {
     mode: 0o700,
   });
-  const argv = [
-    ...criu.prefix,
-    ...[criu.binary, "dump", "--tree", String(pid), "--leave-running", "-D", images, "-W", names.bundle],
-    ...["-o", "dump.log", "-v1", "--root", names.root, "--external", `net[${network}]:extRootNetNS`],
-    ...binds.flatMap(({ target }) => ["--external", `mnt[${resolveInside(names.root, target)}]:${target}`]),
-    ...["--ghost-limit", ghostLimit, "--skip-in-flight", "--action-script", script, ...common],
-  ];
+  const external = binds.map(({ target }) => `mnt[${resolveInside(names.root, target)}]:${target}`);
+  const argv = [...criu.prefix, criu.binary, "dump", "--tree", String(pid), "--leave-running", ...common].concat(
+    ["-D", images, "-W", names.bundle, "-o", "dump.log", "-v1", "--root", names.root],
+    [`net[${network}]:extRootNetNS`, ...external].flatMap((each) => ["--external", each]),
+    ["--ghost-limit", ghostLimit, "--skip-in-flight", "--action-script", script],
+  );
   await logged(
     "CHECKPOINT_FAILED",
     `the checkpoint of ${names.container}`,
@@ -131,15 +130,12 @@ export async function restore(criu: Criu, names: Names, options: RestoreOptions)
   const enter = cgroups.map((each) => `echo 0 >${quote(join(each, "cgroup.procs"))} || exit\n`).join("");
   // The caller's end, with or without a word, ends it.
   const script = `${enter}read -r go && exec "$@" 3<${quote(names.namespaceFile)} </dev/null`;
-  const argv = [
-    ...["/bin/sh", "-c", script, "sh"],
-    ...criu.prefix,
-    ...[criu.binary, "restore", "-d", "-D", join(directory, criuDirectory), "-W", names.bundle],
-    ...["-o", "restore.log", "-v1", "--pidfile", names.pidFile],
-    ...["--root", names.root, "--inherit-fd", "fd[3]:extRootNetNS"],
-    ...binds.flatMap(({ source, target }) => ["--external", `mnt[${target}]:${source}`]),
-    ...common,
-  ];
+  const images = join(directory, criuDirectory);
+  const argv = ["/bin/sh", "-c", script, "sh", ...criu.prefix, criu.binary, "restore", "-d", ...common].concat(
+    ["-D", images, "-W", names.bundle, "-o", "restore.log", "-v1", "--pidfile", names.pidFile],
+    ["--root", names.root, "--inherit-fd", "fd[3]:extRootNetNS"],
+    binds.flatMap(({ source, target }) => ["--external", `mnt[${target}]:${source}`]),
+  );
   rmSync(names.pidFile, { force: true });
   const output = openSync(join(names.bundle, "restore.out"), "w", 0o600);
   try {

@@ -85,13 +85,14 @@ export class RuncEngine implements Engine {
       const log = join(names.bundle, "runc.log");
       const output = openSync(join(names.bundle, "runc.out"), "w", 0o600);
       try {
-        await runCommand(
-          [
-            ...["runc", "--root", this.#sandbox.runcRoot, "--log", log, "run", "--detach"],
-            ...["--bundle", names.bundle, "--pid-file", names.pidFile, names.container],
-          ],
-          { failure: "START_FAILED", title: "runc run", timeoutMs: operationLimitMs, signal, output },
-        );
+        const argv = ["runc", "--root", this.#sandbox.runcRoot, "--log", log, "run", "--detach"];
+        await runCommand(argv.concat("--bundle", names.bundle, "--pid-file", names.pidFile, names.container), {
+          failure: "START_FAILED",
+          title: "runc run",
+          timeoutMs: operationLimitMs,
+          signal,
+          output,
+        });
       } catch (error) {
         if (!(error instanceof HakobuError) || error.code !== "START_FAILED") throw error;
         const said = lastLines(readFileSync(join(names.bundle, "runc.out"), "utf8"), 3);

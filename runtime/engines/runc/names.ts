@@ -4,7 +4,7 @@
 //   R2  The address is made of the container's name alone: a restored socket finds the address that it was bound to.
 import { createHash } from "node:crypto";
 import { join } from "node:path";
-import { checkName } from "../instance-file.js";
+import { checkContainerName, checkHostId } from "../instance-file.js";
 
 export interface Names {
   readonly container: string;
@@ -32,8 +32,8 @@ export interface Names {
 }
 
 export function namesOf(hostId: string, stateDir: string, container: string): Names {
-  checkName("host id", hostId);
-  checkName("container", container);
+  checkHostId(hostId);
+  checkContainerName(container);
   const directory = join(stateDir, container);
   const layer = join(directory, "layer");
   const run = join(directory, "run");

@@ -86,7 +86,7 @@ export function quote(text: string): string {
 export async function unmountRootfs(names: Names): Promise<void> {
   const mounted = mountsBelow(names.directory);
   if (mounted.length > 0)
-    await runCommand(["umount", "--no-canonicalize", ...mounted.reverse()], {
+    await runCommand(["umount", "--no-canonicalize", ...mounted.toReversed()], {
       failure: "STOP_FAILED",
       title: `unmounting the root file system of ${names.container}`,
       timeoutMs: commandLimitMs,
