@@ -33,8 +33,12 @@ export class ClusterView {
         return this.#setSpec(change.name, change.record);
       case "host":
         return this.#setHost(change.id, change.record);
-      case "placement":
+      case "placement": {
+        // The stream may lag behind what was learned from a claim's answer.
+        const known = this.#placements.get(change.container);
+        if (known !== undefined && change.placement !== undefined && change.placement.epoch < known.epoch) return;
         return this.#setPlacement(change.container, change.placement);
+      }
       case "reset": {
         const specs = new Map(change.specs.map((record) => [record.spec.name, record]));
         const hosts = new Map(change.hosts.map((record) => [record.id, record]));
@@ -51,6 +55,11 @@ export class ClusterView {
   learn(placement: Placement): void {
     const known = this.#placements.get(placement.container);
     if (known === undefined || known.epoch < placement.epoch) this.#setPlacement(placement.container, placement);
+  }
+
+  /** Takes in that the placement of that epoch is no more, which the stream has not said yet. */
+  forget(container: string, epoch: number): void {
+    if (this.#placements.get(container)?.epoch === epoch) this.#setPlacement(container, undefined);
   }
 
   spec(name: string): SpecRecord | undefined {

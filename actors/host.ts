@@ -54,6 +54,7 @@ export class HostActor {
   #tickMs: number;
   /** It did not run for a while, and has not looked since who owns what. */
   #slept = false;
+  #draining: Promise<void> | undefined;
   #looking: Promise<void> | undefined;
   #stopNoticing: () => void;
   readonly #viewReady: Promise<void>;
@@ -212,15 +213,33 @@ export class HostActor {
     }
   }
 
-  /** Takes no more containers and moves away those that it has. Those that nobody takes stay. Bounded by each move's limit. */
-  async drain(): Promise<void> {
+  /** Containers are on their way out. */
+  get moving(): boolean {
+    return this.#draining !== undefined || this.#handingOver.size > 0;
+  }
+
+  /** Announces the drain and begins it; `moving` tells when it is over. */
+  async startDrain(): Promise<void> {
     await this.#announce(true);
+    void this.drain();
+  }
+
+  /** Takes no more containers and moves away those that it has. Those that nobody takes stay. Bounded by each move's limit. */
+  drain(): Promise<void> {
+    return (this.#draining ??= this.#drain().finally(() => (this.#draining = undefined)));
+  }
+
+  async #drain(): Promise<void> {
+    if (!this.#record.draining) await this.#announce(true);
     const names = [...this.#containers.keys()];
     const next = async (): Promise<void> => {
       for (let name = names.pop(); name !== undefined; name = names.pop())
-        await this.relocate(name, undefined, `host ${this.#record.id} drains`).catch((error: unknown) => {
+        try {
+          await this.relocate(name, undefined, `host ${this.#record.id} drains`);
+          await this.#containers.get(name)?.whenLeft();
+        } catch (error) {
           this.#deps.log.warn({ container: name, reason: reasonOf(error) }, "stays: nobody takes it");
-        });
+        }
     };
     await Promise.all(Array.from({ length: drainWidth }, next));
   }
@@ -420,10 +439,10 @@ export class HostActor {
   }
 
   async #join(signal: AbortSignal): Promise<void> {
-    const { store, clock, log } = this.#deps;
+    const { store, clock, log, engines } = this.#deps;
     for (let pauseMs = joinPauseMs; ; pauseMs = Math.min(joinPauseLimitMs, pauseMs * 2)) {
       try {
-        await this.#viewReady;
+        await Promise.all([this.#viewReady, ...[...engines.values()].map((engine) => engine.prepare?.())]);
         this.#membership?.abandon();
         const membership = await store.join(this.#record);
         this.#membership = membership;

@@ -3,16 +3,18 @@
 //   L1  `lastHeardMs` moves only on an answer from the host itself.
 //   L2  While requests wait for an answer, the host is probed every `freshMs` in which nothing was heard from it, so a host
 //       that dies under a request is noticed within freshMs + the probe's time-out.
-//   L3  At most one probe of a given time-out is under way.
+//   L3  At most one probe of a given kind and time-out is under way.
+//   L4  After a refusal only the agent can make the host trusted again: an ICMP echo is answered by its kernel, agent or not.
 import { type Actor, createActor, fromPromise } from "xstate";
 import { reachabilityMachine, type Verdict } from "../machines/reachability.js";
 import { type Clock, delay } from "./ports/clock.js";
-import type { Prober, ProbeResult, Target } from "./ports/prober.js";
+import type { ProbeKind, Prober, ProbeResult, Target } from "./ports/prober.js";
 import type { ActorRegistry } from "./registry.js";
 
 /** A request that waits for the host's answer. */
 export interface Waiting {
   readonly probeTimeoutMs: number;
+  readonly probeKind?: ProbeKind | undefined;
   /** The host does not answer probes: `suspected` after one miss, `unreachable` when proven. */
   hostSilent(state: "suspected" | "unreachable", reason: string): void;
 }
@@ -37,23 +39,29 @@ export class ReachabilityActor {
   readonly #deps: ReachabilityDeps;
   readonly #target: Target;
   readonly #freshMs: number;
+  readonly #defaultKind: ProbeKind;
   readonly #actor: Actor<typeof reachabilityMachine>;
-  readonly #probes = new Map<number, Promise<ProbeResult>>();
+  readonly #probes = new Map<string, Promise<ProbeResult>>();
   readonly #waiting = new Set<Waiting>();
   #timer: unknown;
   #probeTimeoutMs: number;
+  #probeKind: ProbeKind;
+  /** L4: refused, and nothing heard from the agent since. */
+  #agentGone = false;
 
   constructor(
     deps: ReachabilityDeps,
     host: string,
     target: Target,
-    options: { readonly freshMs: number; readonly probeTimeoutMs: number },
+    options: { readonly freshMs: number; readonly probeTimeoutMs: number; readonly probeKind?: ProbeKind },
   ) {
     this.host = host;
     this.#deps = deps;
     this.#target = target;
     this.#freshMs = options.freshMs;
     this.#probeTimeoutMs = options.probeTimeoutMs;
+    this.#defaultKind = options.probeKind ?? "tcp";
+    this.#probeKind = this.#defaultKind;
     this.#actor = createActor(
       reachabilityMachine.provide({
         actors: { reprobe: fromPromise(({ signal }) => this.#reprobe(signal)) },
@@ -86,14 +94,16 @@ export class ReachabilityActor {
     return this.#deps.clock.now() - this.lastHeardMs <= this.#freshMs;
   }
 
-  /** Something came back from the host. */
+  /** Something came back from the agent. */
   heard(): void {
+    this.#agentGone = false;
     this.lastHeardMs = this.#deps.clock.now();
     if (this.state !== "trusted") this.#actor.send({ type: "ALIVE" });
   }
 
   /** A connection was refused: its machine says that the agent is gone. */
   refused(reason: string): void {
+    this.#agentGone = true;
     this.#actor.send({ type: "REFUSED", reason });
   }
 
@@ -102,13 +112,15 @@ export class ReachabilityActor {
   }
 
   leaseGranted(): void {
+    this.#agentGone = false;
     this.#actor.send({ type: "LEASE_GRANTED" });
   }
 
-  /** Asks the host; joins a probe of the same time-out that is under way. */
-  async probe(timeoutMs: number): Promise<ProbeResult> {
+  /** Asks the host; joins a probe of the same kind and time-out that is under way. */
+  async probe(timeoutMs: number, kind = this.#defaultKind): Promise<ProbeResult> {
     this.#probeTimeoutMs = timeoutMs;
-    const result = await this.#ask(timeoutMs);
+    this.#probeKind = kind;
+    const result = await this.#ask(timeoutMs, kind);
     return result;
   }
 
@@ -131,32 +143,34 @@ export class ReachabilityActor {
       this.#timer = undefined;
       const first = this.#waiting.values().next().value;
       if (first === undefined) return;
-      if (!this.fresh) void this.#ask(first.probeTimeoutMs);
+      if (!this.fresh) void this.#ask(first.probeTimeoutMs, first.probeKind ?? this.#defaultKind);
       this.#arm();
     }, this.#freshMs);
   }
 
-  #ask(timeoutMs: number): Promise<ProbeResult> {
-    const underWay = this.#probes.get(timeoutMs);
+  #ask(timeoutMs: number, kind: ProbeKind): Promise<ProbeResult> {
+    const key = `${kind}/${timeoutMs}`;
+    const underWay = this.#probes.get(key);
     if (underWay !== undefined) return underWay;
     const { clock, prober } = this.#deps;
     const begunMs = clock.now();
-    const probe = prober.probe(this.#target, timeoutMs).then((result) => {
-      this.#probes.delete(timeoutMs);
+    const probe = prober.probe(this.#target, timeoutMs, kind).then((result) => {
+      this.#probes.delete(key);
       this.lastProbeMs = clock.now() - begunMs;
-      this.#take(result);
+      this.#take(result, kind);
       return result;
     });
-    this.#probes.set(timeoutMs, probe);
+    this.#probes.set(key, probe);
     return probe;
   }
 
-  #take(result: ProbeResult): void {
+  #take(result: ProbeResult, kind: ProbeKind): void {
     switch (result.kind) {
       case "alive":
+        if (this.#agentGone && kind === "icmp") return;
         return this.heard();
       case "refused":
-        return this.#actor.send({ type: "REFUSED", reason: describe(result) });
+        return this.refused(describe(result));
       case "timeout":
       case "unreachable":
         return this.#actor.send({ type: "SILENT", reason: describe(result) });
@@ -166,8 +180,14 @@ export class ReachabilityActor {
   async #reprobe(signal: AbortSignal): Promise<Verdict> {
     const pauseMs = this.state === "unreachable" ? unreachablePauseMs : suspectedPauseMs;
     await delay(this.#deps.clock, pauseMs, signal);
-    const result = await this.#deps.prober.probe(this.#target, this.#probeTimeoutMs);
-    if (result.kind === "alive") this.lastHeardMs = this.#deps.clock.now();
+    const kind = this.#agentGone ? "tcp" : this.#probeKind;
+    const result = await this.#deps.prober.probe(this.#target, this.#probeTimeoutMs, kind);
+    if (result.kind === "refused") this.#agentGone = true;
+    if (result.kind === "alive") {
+      if (kind === "tcp") this.#agentGone = false;
+      else if (this.#agentGone) return "silent";
+      this.lastHeardMs = this.#deps.clock.now();
+    }
     return result.kind === "alive" || result.kind === "refused" ? result.kind : "silent";
   }
 }

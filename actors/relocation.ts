@@ -14,7 +14,7 @@ import {
 import { candidates } from "./candidates.js";
 import type { ClusterView } from "./cluster-view.js";
 import { HakobuError, reasonOf } from "./hakobu-error.js";
-import { type Clock, deadline } from "./ports/clock.js";
+import { type Clock, deadline, delay } from "./ports/clock.js";
 import type { Activation, HostClient } from "./ports/host-client.js";
 import type { Log } from "./ports/log.js";
 import type { HostRecord, Placement, SpecRecord } from "./ports/placement-store.js";
@@ -74,6 +74,8 @@ export interface Trigger {
 
 const attemptLimit = 4;
 const reportLimit = 100;
+/** How often a move that waits for the end of a lease looks whether the owner is heard again. */
+const leaseLookMs = 50;
 
 export class Relocations {
   readonly #deps: RelocationDeps;
@@ -285,8 +287,14 @@ export class Relocations {
     const { name, takeover } = record.spec;
     if (takeover === "exclusive" && context.tried.length === 0 && view.placement(name) !== undefined) {
       const limit = AbortSignal.any([signal, deadline(clock, context.deadlineMs, "the old lease did not end in time")]);
-      const before = view.placement(name)?.epoch;
-      await view.until(() => view.placement(name)?.epoch !== before, limit);
+      const before = view.placement(name) as Placement;
+      const host = view.host(before.host);
+      const silent = host !== undefined && reachability(host).state !== "trusted";
+      // It ends with the lease, or with an owner that is heard again: a false alarm.
+      while (view.placement(name)?.epoch === before.epoch) {
+        if (silent && reachability(host).state === "trusted") return { kind: "taken", owner: ownerOf(before) };
+        await delay(clock, leaseLookMs, limit);
+      }
       const now = view.placement(name);
       if (now !== undefined) return { kind: "taken", owner: ownerOf(now) };
     }
@@ -329,7 +337,10 @@ export class Relocations {
         view.learn(reply.placement);
         return { kind: "won", owner: ownerOf(reply.placement) };
       case "moved":
-        if (reply.placement === undefined) return { kind: "stale", why: "it was released meanwhile" };
+        if (reply.placement === undefined) {
+          view.forget(context.container, claim.expected);
+          return { kind: "stale", why: "it was released meanwhile" };
+        }
         view.learn(reply.placement);
         return { kind: "taken", owner: ownerOf(reply.placement) };
       case "refused":

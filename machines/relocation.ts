@@ -2,7 +2,7 @@
 // Every request for the container waits on the one actor (actors/relocation.ts gives it its I/O).
 //
 //   M1  Nothing is claimed while the old owner answers the probe.
-//   M2  Each candidate is tried at most once, and at most `attemptLimit` of them.
+//   M2  A candidate is tried once, or again where what it was to supersede had been released; at most `attemptLimit` tries.
 //   M3  It ends within its deadline: in `done` with an owner, or in `failed` with the reason.
 import { assign, fromPromise, setup } from "xstate";
 
@@ -57,6 +57,7 @@ export interface RelocationInput {
 export interface RelocationContext extends RelocationInput {
   readonly candidate: string | undefined;
   readonly tried: readonly string[];
+  readonly attempts: number;
   readonly ended: Ended | undefined;
   /** Why each candidate did not do, newest last. */
   readonly refusals: readonly string[];
@@ -81,11 +82,11 @@ export const relocationMachine = setup({
   delays: { deadline: ({ context }) => context.deadlineMs },
   guards: {
     nothingToProbe: ({ context }) => context.owner === undefined || context.reason.proven,
-    attemptsExhausted: ({ context }) => context.tried.length >= context.attemptLimit,
+    attemptsExhausted: ({ context }) => context.attempts >= context.attemptLimit,
   },
 }).createMachine({
   id: "relocation",
-  context: ({ input }) => ({ ...input, candidate: undefined, tried: [], ended: undefined, refusals: [] }),
+  context: ({ input }) => ({ ...input, candidate: undefined, tried: [], attempts: 0, ended: undefined, refusals: [] }),
   output: ({ context }) => context.ended ?? { kind: "failed", why: context.refusals.join("; ") },
   after: {
     deadline: {
@@ -129,6 +130,7 @@ export const relocationMachine = setup({
               owner: ({ event, context }) => (event.output.kind === "candidate" ? event.output.owner : context.owner),
               tried: ({ event, context }) =>
                 event.output.kind === "candidate" ? [...context.tried, event.output.host] : context.tried,
+              attempts: ({ context }) => context.attempts + 1,
             }),
           },
           {
@@ -177,6 +179,8 @@ export const relocationMachine = setup({
           {
             target: "choosing",
             actions: assign({
+              tried: ({ event, context }) =>
+                event.output.kind === "stale" ? context.tried.filter((id) => id !== context.candidate) : context.tried,
               refusals: ({ event, context }) =>
                 "why" in event.output
                   ? [...context.refusals, `${context.candidate}: ${event.output.why}`]

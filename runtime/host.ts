@@ -18,6 +18,7 @@ import { Dispatcher } from "./dispatcher/dispatcher.js";
 import { header } from "./dispatcher/protocol.js";
 import { httpReadiness } from "./dispatcher/readiness.js";
 import { Pools, SOCKET_HIGH_WATER_MARK } from "./forwarding/pools.js";
+import { upgradeResponse } from "./forwarding/upgrade.js";
 import { listen, shut } from "./http-server.js";
 import { TcpProber } from "./probes/tcp.js";
 import { HttpHostClient } from "./proxy/host-client.js";
@@ -105,6 +106,11 @@ export async function createHost(options: HostOptions, signal?: AbortSignal): Pr
   server.on("request", (incoming, outgoing) => {
     if (incoming.headers[header.container] === undefined) void control(incoming, outgoing);
     else void dispatcher.handle(incoming, outgoing);
+  });
+  server.on("upgrade", (incoming, socket, head) => {
+    const outgoing = upgradeResponse(incoming, socket);
+    if (incoming.headers[header.container] === undefined) outgoing.writeHead(400).end();
+    else void dispatcher.handle(incoming, outgoing, head);
   });
   let ended: Promise<void> | undefined;
   const end = (finish: () => Promise<void>): Promise<void> => (ended ??= finish());

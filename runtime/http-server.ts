@@ -1,5 +1,6 @@
 // Opening and closing an HTTP server, as proxy, host and admin do it.
 import { createServer, type Server, type ServerOptions } from "node:http";
+import type { Socket } from "node:net";
 import type Koa from "koa";
 import { HakobuError } from "../actors/hakobu-error.js";
 
@@ -9,8 +10,17 @@ export function koaServer(app: Koa, options: ServerOptions = {}): Server {
   return createServer(options, (incoming, outgoing) => void answer(incoming, outgoing));
 }
 
+/** Open connections of each server, upgraded ones too, which node:http no longer knows. */
+const connections = new WeakMap<Server, Set<Socket>>();
+
 /** @throws HakobuError CONFIG_INVALID */
 export function listen(server: Server, at: { address: string; port: number }): Promise<void> {
+  const open = new Set<Socket>();
+  connections.set(server, open);
+  server.on("connection", (socket) => {
+    open.add(socket);
+    socket.once("close", () => open.delete(socket));
+  });
   return new Promise((resolve, reject) => {
     server.once("error", (cause) =>
       reject(new HakobuError("CONFIG_INVALID", `cannot listen on ${at.address}:${at.port}: ${cause.message}`, { cause })),
@@ -24,6 +34,6 @@ export function listen(server: Server, at: { address: string; port: number }): P
 export function shut(server: Server): Promise<void> {
   return new Promise((resolve) => {
     server.close(() => resolve());
-    server.closeAllConnections();
+    for (const socket of connections.get(server) ?? []) socket.destroy();
   });
 }

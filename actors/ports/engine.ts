@@ -34,6 +34,8 @@ export interface Engine {
   readonly name: string;
   /** Absent `checkpoint` support comes with the reason, for people. */
   readonly capabilities: { readonly checkpoint: true } | { readonly checkpoint: false; readonly reason: string };
+  /** Makes ready what all its containers share; called once before the host joins. Idempotent. */
+  prepare?(): Promise<void>;
   /** What an image taken here needs where it is restored. Compared key by key. */
   fingerprint(spec: ContainerSpec): Promise<Readonly<Record<string, string>>>;
   /** Cold start: resolves when the first process runs, which is before it listens. @throws HakobuError START_FAILED */

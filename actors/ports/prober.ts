@@ -1,5 +1,11 @@
 // One question to a host: are you there? Implemented in runtime/probes/.
 
+/**
+ * Both of the paper's. `tcp`: a connection to the agent, closed by a reset. `icmp`: an echo, which the host's kernel answers: it tells
+ * whether the host is there and says nothing about the agent.
+ */
+export type ProbeKind = "tcp" | "icmp";
+
 export interface Target {
   readonly address: string;
   readonly port: number;
@@ -16,5 +22,5 @@ export type ProbeResult =
 
 export interface Prober {
   /** Never rejects. The verdict survives a stall of the event loop: a late answer that has arrived counts. */
-  probe(target: Target, timeoutMs: number): Promise<ProbeResult>;
+  probe(target: Target, timeoutMs: number, kind?: ProbeKind): Promise<ProbeResult>;
 }

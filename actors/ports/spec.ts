@@ -1,4 +1,5 @@
 // What a user asks for: one application. The schema that reads it from YAML is runtime/config/spec.ts.
+import type { ProbeKind } from "./prober.js";
 
 export type Takeover = "fast" | "confirmed" | "exclusive";
 
@@ -16,7 +17,7 @@ export interface ContainerSpec {
   readonly name: string;
   /** Host names (RFC 9110 section 7.2) whose requests it answers; `*` answers what nothing else does. */
   readonly hostnames: readonly string[];
-  readonly engine: "runc" | "process";
+  readonly engine: "runc" | "process" | "haconiwa";
   /** `host`: a copy-on-write view of the host's own root. Else an absolute path of a root filesystem directory. */
   readonly rootfs: string;
   readonly command: readonly string[];
@@ -43,5 +44,6 @@ export interface ContainerSpec {
   };
   /** What it takes to move the container away from an owner that does not answer. */
   readonly takeover: Takeover;
-  readonly probe: { readonly timeoutMs: number };
+  /** How its host is asked whether it is there; without `kind` as whoever asks is configured. */
+  readonly probe: { readonly timeoutMs: number; readonly kind?: ProbeKind };
 }

@@ -4,6 +4,7 @@ import { Command } from "commander";
 import { doctorCommand } from "./doctor.js";
 import { experimentCommand } from "./experiment.js";
 import { memberCommands } from "./members.js";
+import { moveCommands } from "./move.js";
 import { fail } from "./output.js";
 import { storeCommands } from "./store.js";
 import { upCommand } from "./up.js";
@@ -29,6 +30,7 @@ upCommand(program);
 experimentCommand(program);
 memberCommands(program);
 storeCommands(program);
+moveCommands(program);
 doctorCommand(program);
 
 try {

@@ -5,6 +5,7 @@ import type { Logger } from "pino";
 import type { Engine } from "../../actors/ports/engine.js";
 import { adminApi } from "../admin/admin.js";
 import { hostSettings, proxySettings, readHostConfig, readProxyConfig } from "../config/program.js";
+import { HaconiwaEngine } from "../engines/haconiwa/engine.js";
 import { ProcessEngine } from "../engines/process.js";
 import { RuncEngine } from "../engines/runc/engine.js";
 import { createHost } from "../host.js";
@@ -84,7 +85,7 @@ async function runHost(options: Given): Promise<void> {
       store,
       log,
       tracer: tracing.tracer,
-      engines: host.engines.map((name) => engine(name, id, stateDir, log)),
+      engines: host.engines.map((name) => engine(name, id, stateDir, host.images, log)),
       images: new DirectoryImageStore({ directory: host.images, log }),
     },
     joining.signal,
@@ -96,12 +97,17 @@ async function runHost(options: Given): Promise<void> {
   await tracing.close();
 }
 
-function engine(name: "runc" | "process", hostId: string, stateDir: string, log: Logger): Engine {
+type EngineName = "runc" | "process" | "haconiwa";
+
+function engine(name: EngineName, hostId: string, stateDir: string, images: string, log: Logger): Engine {
   switch (name) {
     case "runc":
-      return new RuncEngine({ hostId, stateDir, log });
+      // Images hold the memory of every container: no container sees them.
+      return new RuncEngine({ hostId, stateDir, log, hidden: [images] });
     case "process":
       return new ProcessEngine({ hostId, stateDir, log });
+    case "haconiwa":
+      return new HaconiwaEngine({ hostId, stateDir, log });
   }
 }
 

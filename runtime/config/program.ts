@@ -10,6 +10,7 @@ import { isIP } from "node:net";
 import { hostname } from "node:os";
 import { z } from "zod";
 import { HakobuError, reasonOf } from "../../actors/hakobu-error.js";
+import type { ProbeKind } from "../../actors/ports/prober.js";
 import { deepFreeze, type Document, parseDocuments } from "./document.js";
 import * as fields from "./fields.js";
 import { formatSize } from "./size.js";
@@ -85,7 +86,9 @@ const hostSchema = fields.block({
     stateDir: file.describe("its own files; default: /var/lib/hakobu/<id>"),
     images: fields.absolutePath.default("/var/lib/hakobu/images").describe("checkpoint images, shared by all hosts"),
     capacity: fields.whole(1, 10_000).default(100).describe("containers it may own at once"),
-    engines: listOf(fields.oneOf("runc", "process"), "runc and process").default(["runc"]).describe("what it can run"),
+    engines: listOf(fields.oneOf("runc", "process", "haconiwa"), "runc, process and haconiwa")
+      .default(["runc"])
+      .describe("what it can run"),
   }),
 });
 
@@ -104,6 +107,10 @@ const proxySchema = fields.block({
       .default(60 * SECOND)
       .describe("longest move of a container"),
     probe: fields.section({
+      kind: fields
+        .oneOf("tcp", "icmp")
+        .default("tcp")
+        .describe("how a host is asked whether it is there, where a container does not say"),
       timeout: fields
         .duration(10, 10 * SECOND)
         .default(100)
@@ -118,6 +125,10 @@ const proxySchema = fields.block({
       .default(256 * KiB)
       .describe("request body up to which it is kept, to be sent again"),
     maxWaiting: fields.whole(1, 1_000_000).default(1000).describe("requests that may wait for a container at once"),
+    movesPerMinute: fields
+      .whole(1, 10_000)
+      .default(6)
+      .describe("moves of one container on suspicion alone; beyond that it stays where it is"),
     trustForwarded: fields.flag
       .default(false)
       .describe("believe Forwarded and X-Forwarded-* of whoever connects: only behind a load balancer"),
@@ -147,7 +158,7 @@ export interface HostConfig extends ProgramConfig {
     readonly stateDir: string;
     readonly images: string;
     readonly capacity: number;
-    readonly engines: readonly ("runc" | "process")[];
+    readonly engines: readonly ("runc" | "process" | "haconiwa")[];
   };
 }
 
@@ -157,9 +168,10 @@ export interface ProxyConfig extends ProgramConfig {
     readonly admin: fields.Endpoint;
     readonly requestTimeoutMs: number;
     readonly relocationTimeoutMs: number;
-    readonly probe: { readonly timeoutMs: number; readonly freshMs: number };
+    readonly probe: { readonly kind: ProbeKind; readonly timeoutMs: number; readonly freshMs: number };
     readonly replayLimitBytes: number;
     readonly maxWaiting: number;
+    readonly movesPerMinute: number;
     readonly trustForwarded: boolean;
   };
 }
@@ -343,7 +355,7 @@ export async function readProxyConfig(sources: Sources): Promise<ProxyConfig> {
   const gathered = await gather(proxySettings, sources);
   const form = check(proxySchema, gathered);
   const { refuse, settle } = collector(gathered.where);
-  const { listen, admin, requestTimeout, relocationTimeout, probe, replayLimit, maxWaiting, trustForwarded } =
+  const { listen, admin, requestTimeout, relocationTimeout, probe, replayLimit, maxWaiting, movesPerMinute, trustForwarded } =
     form.proxy;
   if (listen.port === admin.port && (listen.address === admin.address || isWildcard(listen) || isWildcard(admin)))
     refuse("proxy.admin", "is the same as proxy.listen");
@@ -368,9 +380,10 @@ export async function readProxyConfig(sources: Sources): Promise<ProxyConfig> {
       admin,
       requestTimeoutMs: requestTimeout,
       relocationTimeoutMs: relocationTimeout,
-      probe: { timeoutMs: probe.timeout, freshMs: probe.fresh },
+      probe: { kind: probe.kind, timeoutMs: probe.timeout, freshMs: probe.fresh },
       replayLimitBytes: replayLimit,
       maxWaiting,
+      movesPerMinute,
       trustForwarded,
     },
   };

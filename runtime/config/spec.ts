@@ -39,7 +39,7 @@ function list<T>(item: z.ZodType<T>, expected: string, least = 0): z.ZodType<T[]
 const schema = fields.block({
   name: fields.name,
   hostnames: list(hostname, "a list of host names", 1).optional(),
-  engine: fields.oneOf("runc", "process").default("runc"),
+  engine: fields.oneOf("runc", "process", "haconiwa").default("runc"),
   rootfs: fields
     .field("host, or the absolute path of a directory", (input) =>
       input === "host" || (typeof input === "string" && input !== "/" && fields.isPlainPath(input)) ? input : undefined,
@@ -86,7 +86,10 @@ const schema = fields.block({
     timeout: fields.duration(SECOND, HOUR).default(60 * SECOND),
   }),
   takeover: fields.oneOf("fast", "confirmed", "exclusive").default("fast"),
-  probe: fields.section({ timeout: fields.duration(10, 10 * SECOND).default(100) }),
+  probe: fields.section({
+    kind: fields.oneOf("tcp", "icmp").optional(),
+    timeout: fields.duration(10, 10 * SECOND).default(100),
+  }),
 });
 
 type Form = z.output<typeof schema>;
@@ -159,13 +162,16 @@ function specOf(form: Form): ContainerSpec {
     startTimeoutMs: form.startTimeout,
     stopGraceMs: form.stopGrace,
     checkpoint: {
-      onReady: checkpoint.onReady ?? form.engine === "runc",
+      onReady: checkpoint.onReady ?? form.engine !== "process",
       at: checkpoint.at,
       warmup: checkpoint.warmup,
       timeoutMs: checkpoint.timeout,
     },
     takeover: form.takeover,
-    probe: { timeoutMs: form.probe.timeout },
+    probe: {
+      timeoutMs: form.probe.timeout,
+      ...(form.probe.kind === undefined ? {} : { kind: form.probe.kind }),
+    },
   };
 }
 

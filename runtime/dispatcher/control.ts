@@ -17,6 +17,8 @@ export interface HostStatus {
   readonly state: string;
   readonly leaseProven: boolean;
   readonly draining: boolean;
+  /** Containers are on their way out. */
+  readonly moving: boolean;
   readonly capacity: number;
   readonly containers: readonly {
     readonly name: string;
@@ -56,7 +58,7 @@ export function controlApi(host: HostActor, clock: Clock): Koa {
         return;
       }
       case `POST ${path.drain}`:
-        void host.drain();
+        await host.startDrain();
         ctx.status = 202;
         ctx.body = hostStatus(host);
         return;
@@ -95,6 +97,7 @@ export function hostStatus(host: HostActor): HostStatus {
     state: host.state,
     leaseProven: host.proven,
     draining: host.record.draining,
+    moving: host.moving,
     capacity: host.record.capacity,
     containers: [...host.containers].map((container) => ({
       name: container.name,

@@ -15,10 +15,11 @@ import type { Log } from "../../actors/ports/log.js";
 import type { Placement } from "../../actors/ports/placement-store.js";
 import type { Tracer } from "../../actors/ports/tracer.js";
 import type { ClusterView } from "../../actors/cluster-view.js";
-import { forward } from "../forwarding/forward.js";
+import { BODY_SILENCE_MS, forward } from "../forwarding/forward.js";
 import { hasBody, requestHeaders } from "../forwarding/headers.js";
 import type { ForwardFailure } from "../forwarding/outcome.js";
 import type { Pools } from "../forwarding/pools.js";
+import { forwardUpgrade } from "../forwarding/upgrade.js";
 import { ReplayBody } from "../forwarding/replay-body.js";
 import { parseTraceparent } from "../tracing/traceparent.js";
 import { isIdempotent } from "./methods.js";
@@ -55,7 +56,8 @@ export class Dispatcher {
     return this.#waiting;
   }
 
-  async handle(incoming: IncomingMessage, outgoing: ServerResponse): Promise<void> {
+  /** `head`: of a WebSocket handshake, what came after it. Never rejects. */
+  async handle(incoming: IncomingMessage, outgoing: ServerResponse, head?: Buffer): Promise<void> {
     const { host } = this.#options;
     const name = incoming.headers[header.container] as string;
     const container = host.container(name);
@@ -66,25 +68,30 @@ export class Dispatcher {
     if (!(await host.mayServe(container)))
       return answer(outgoing, 503, { verdict: "refused", reason: `${host.record.id} cannot prove its lease` });
     try {
-      await this.#carry(container, incoming, outgoing);
+      await this.#carry(container, incoming, outgoing, head);
     } catch (error) {
       this.#refuse(container, outgoing, error);
     }
   }
 
-  async #carry(container: ContainerActor, incoming: IncomingMessage, outgoing: ServerResponse): Promise<void> {
+  async #carry(
+    container: ContainerActor,
+    incoming: IncomingMessage,
+    outgoing: ServerResponse,
+    head: Buffer | undefined,
+  ): Promise<void> {
     const { pools, clock, replayLimitBytes, requestTimeoutMs } = this.#options;
     const body = hasBody(incoming) ? new ReplayBody(incoming, replayLimitBytes) : undefined;
     const headers = requestHeaders(incoming, { forwarded: "keep" });
     for (let attempt = 1; ; attempt++) {
       const instance = container.serving ?? (await this.#wake(container, incoming, outgoing));
       container.enter();
-      const outcome = await forward(pools.get(instance), incoming, outgoing, {
-        headers,
-        body,
-        headersTimeoutMs: requestTimeoutMs,
-        bodyTimeoutMs: 0,
-      });
+      const pool = pools.get(instance);
+      const forwarding = { headers, headersTimeoutMs: requestTimeoutMs, bodyTimeoutMs: BODY_SILENCE_MS };
+      const outcome =
+        head === undefined
+          ? await forward(pool, incoming, outgoing, { ...forwarding, body })
+          : await forwardUpgrade(pool, incoming, outgoing, head, forwarding);
       container.leave(outcome.kind === "served" && outcome.status < 500);
       if (outcome.kind !== "failed" || outcome.responded) return;
       container.check();

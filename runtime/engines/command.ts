@@ -32,6 +32,9 @@ const keptCharacters = 16_384;
  */
 export function runCommand(argv: readonly string[], options: CommandOptions): Promise<string> {
   const { failure, title, timeoutMs, signal, patienceMs = 0, input, files = [], output } = options;
+  const late = Promise.resolve(input);
+  // Where nothing was started, nobody waits for it.
+  late.catch(() => {});
   return new Promise((resolve, reject) => {
     if (signal?.aborted) return reject(abortError(signal, title));
     const [program = "", ...args] = argv;
@@ -61,7 +64,7 @@ export function runCommand(argv: readonly string[], options: CommandOptions): Pr
     };
     // A program that ends without reading its input is judged by its exit code.
     child.stdin?.on("error", () => {});
-    Promise.resolve(input).then(
+    late.then(
       (text) => child.stdin?.end(text),
       (error: unknown) =>
         end(error instanceof HakobuError ? error : new HakobuError(failure, `${title}: ${reasonOf(error)}`)),
@@ -95,8 +98,8 @@ export function runCommand(argv: readonly string[], options: CommandOptions): Pr
 export function abortError(signal: AbortSignal | undefined, title: string): HakobuError {
   const reason: unknown = signal?.reason;
   if (reason instanceof HakobuError) return reason;
-  const late = reason instanceof DOMException && reason.name === "TimeoutError";
-  return late
+  const timedOut = reason instanceof DOMException && reason.name === "TimeoutError";
+  return timedOut
     ? new HakobuError("DEADLINE_EXCEEDED", `${title} was not done in time`, { cause: reason, retryable: true })
     : new HakobuError("ABORTED", `${title} was cancelled`, { cause: reason });
 }

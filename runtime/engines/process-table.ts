@@ -38,13 +38,17 @@ export function signalProcess(pid: number, signal: "SIGTERM" | "SIGKILL"): boole
   }
 }
 
-/** Whether no process of it runs; one that only its parent has yet to wait for does not. */
-export function groupIsEmpty(group: number): boolean {
-  if (!exists(-group)) return true;
-  return readdirSync("/proc").every((name) => {
-    const stat = /^\d/.test(name) ? readStat(Number(name)) : undefined;
-    return stat === undefined || stat.group !== group || stat.state === "Z";
-  });
+/** The processes of a process group that were started with this in their environment. Without zombies. */
+export function processesOfGroup(group: number, environment: string): number[] {
+  if (!exists(-group)) return [];
+  return readdirSync("/proc")
+    .filter((name) => /^\d+$/.test(name))
+    .map(Number)
+    .filter((pid) => {
+      const stat = readStat(pid);
+      if (stat === undefined || stat.group !== group || stat.state === "Z") return false;
+      return readText(`/proc/${pid}/environ`)?.split("\0").includes(environment) ?? false;
+    });
 }
 
 /** Asks every 5 ms until it holds. @returns whether it did within the limit */

@@ -23,7 +23,7 @@ import {
 } from "./instance-file.js";
 import { isListening } from "./listening.js";
 import { openOutputLog, readOutputLog } from "./output-log.js";
-import { groupIsEmpty, identify, isRunning, signalProcess, waitUntil } from "./process-table.js";
+import { identify, isRunning, processesOfGroup, signalProcess, waitUntil } from "./process-table.js";
 
 const killLimitMs = 5_000;
 const reason = "the process engine starts cold only: checkpoints need the runc engine, root and CRIU";
@@ -62,6 +62,7 @@ export class ProcessEngine implements Engine {
     const known = readInstance(directory);
     if (known !== undefined && isRunning(known))
       throw new HakobuError("START_FAILED", `${spec.name} runs on this host already, as process ${known.pid}`);
+    if (known !== undefined) await this.stop(known, 0);
     mkdirSync(directory, { recursive: true, mode: 0o755 });
     await openOutputLog(join(directory, "output.log"), spec.user);
     const address = addressOf(this.#hostId, spec.name);
@@ -97,13 +98,16 @@ export class ProcessEngine implements Engine {
 
   async stop(instance: Instance, graceMs: number): Promise<void> {
     const { pid, container } = instance;
-    if (isRunning(instance)) {
-      // The group that start() made: its id is the pid of its first process.
-      if (graceMs > 0 && signalProcess(-pid, "SIGTERM")) await waitUntil(() => !isRunning(instance), graceMs);
-      signalProcess(-pid, "SIGKILL");
-      if (!(await waitUntil(() => groupIsEmpty(pid), killLimitMs)))
-        throw new HakobuError("STOP_FAILED", `processes of ${container} are left after KILL: process group ${pid}`);
-    }
+    // The group that start() made: its id is the pid of its first process.
+    if (graceMs > 0 && isRunning(instance) && signalProcess(-pid, "SIGTERM"))
+      await waitUntil(() => !isRunning(instance), graceMs);
+    const gone = await waitUntil(() => {
+      const left = processesOfGroup(pid, `HAKOBU_CONTAINER=${container}`);
+      for (const each of left) signalProcess(each, "SIGKILL");
+      return left.length === 0 && !isRunning(instance);
+    }, killLimitMs);
+    if (!gone)
+      throw new HakobuError("STOP_FAILED", `processes of ${container} are left after KILL, in process group ${pid}`);
     const directory = this.#of(container);
     if (readInstance(directory)?.pid === pid) removeInstance(directory);
   }
@@ -116,16 +120,16 @@ export class ProcessEngine implements Engine {
     return isListening(instance.pid, instance.port, instance.address);
   }
 
-  find(): Promise<readonly Instance[]> {
+  async find(): Promise<readonly Instance[]> {
     const found: Instance[] = [];
     for (const container of containersIn(this.#directory)) {
       const instance = readInstance(this.#of(container));
       if (instance === undefined) continue;
       if (isRunning(instance)) found.push(instance);
-      else removeInstance(this.#of(container));
+      else await this.stop(instance, 0);
     }
     this.#log.debug({ found: found.map(({ container }) => container) }, "looked for processes that outlived the agent");
-    return Promise.resolve(found);
+    return found;
   }
 
   output(container: string, lines: number): Promise<string> {

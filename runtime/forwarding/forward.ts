@@ -7,6 +7,9 @@ import { Exchange, type ExchangeOptions } from "./exchange.js";
 import { requestTarget } from "./headers.js";
 import type { ForwardOutcome } from "./outcome.js";
 
+/** A body, either way, of which nothing more comes for this long is given up. Long enough for server-sent events with a heartbeat. */
+export const BODY_SILENCE_MS = 300_000;
+
 export interface ForwardOptions extends ExchangeOptions {
   /** From `requestHeaders`, flat. */
   readonly headers: readonly string[];

@@ -2,7 +2,8 @@
 //
 //   U1  Only `websocket` over GET without a body is upgraded. Another protocol, `h2c` above all, would open a way past the
 //       rules of headers.ts; such a request is forwarded as if it had not asked (RFC 9110 section 7.8 allows that).
-//   U2  Both sides end together: when one closes, what it sent is flushed to the other, then that closes too.
+//   U2  Both sides end together: when one ends or closes, what it sent is flushed to the other, then that closes too. A
+//       WebSocket has no half-closed state (RFC 6455 section 7.1.1), and a client that vanished shows no more than its end.
 import { type IncomingMessage, ServerResponse } from "node:http";
 import type { Socket } from "node:net";
 import type { Duplex } from "node:stream";
@@ -110,8 +111,8 @@ class Upgrade extends Exchange<{ readonly kind: "tunnelled" }> implements Dispat
       this.#options.cancellation?.listen(undefined);
       this.finish({ kind: "tunnelled" });
     };
-    client.on("close", onClose(upstream));
-    upstream.on("close", onClose(client));
+    client.on("close", onClose(upstream)).once("end", () => upstream.destroySoon());
+    upstream.on("close", onClose(client)).once("end", () => client.destroySoon());
     this.#options.cancellation?.listen(() => {
       upstream.destroy();
       client.destroy();

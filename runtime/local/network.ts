@@ -30,6 +30,8 @@ export interface Faults {
   /** Of the packets each way, 0 to 100. */
   readonly lossPercent: number;
   readonly delay?: { readonly kind: DelayKind; readonly ms: number };
+  /** TCP port that the gateway cannot reach. */
+  readonly blindPort?: number;
 }
 
 export interface LocalHost {
@@ -58,6 +60,11 @@ export interface LocalNetwork {
   host(id: string): LocalHost;
   /** Silently drops packets from now on, those of open connections too. The last call for a host counts. */
   cut(id: string, direction?: Direction): Promise<void>;
+  /**
+   * Drops what the gateway sends to one TCP port of the host, and nothing else: with the agent's port the proxies are blind,
+   * while etcd and the other hosts go on reaching it.
+   */
+  blind(id: string, port: number): Promise<void>;
   /** Ends every fault of the host. */
   heal(id: string): Promise<void>;
   /**
@@ -158,6 +165,11 @@ class SwitchedNetwork implements LocalNetwork {
     return this.#change(id, (faults) => this.#put(id, { ...faults, cut: direction }));
   }
 
+  blind(id: string, port: number): Promise<void> {
+    if (!(Number.isInteger(port) && port > 0 && port < 65_536)) throw invalid(`port ${port}: give one from 1 to 65535`);
+    return this.#change(id, (faults) => this.#put(id, { ...faults, blindPort: port }));
+  }
+
   loss(id: string, percent: number): Promise<void> {
     if (!(percent >= 0 && percent <= 100)) throw invalid(`loss of ${percent} percent: give a number from 0 to 100`);
     return this.#change(id, (faults) => this.#put(id, { ...faults, lossPercent: percent }));
@@ -194,8 +206,9 @@ class SwitchedNetwork implements LocalNetwork {
 
   state(): Readonly<Record<string, Faults>> {
     const now = performance.now();
-    const entries = [...this.#faults].map(([id, { cut, lossPercent, delay, windowEndsAt = Infinity }]) => {
-      return [id, { cut, lossPercent, ...(delay && now < windowEndsAt && { delay }) }] as const;
+    const entries = [...this.#faults].map(([id, { cut, lossPercent, delay, blindPort, windowEndsAt = Infinity }]) => {
+      const blind = blindPort === undefined ? {} : { blindPort };
+      return [id, { cut, lossPercent, ...blind, ...(delay && now < windowEndsAt && { delay }) }] as const;
     });
     return Object.fromEntries(entries);
   }
@@ -249,12 +262,13 @@ function rulesFor(faults: ReadonlyMap<string, Faults>): string[] {
   return rules.map((rule) => `add rule bridge hakobu faults ${rule}`);
 }
 
-function rulesOfHost(id: string, { cut, lossPercent }: Faults): string[] {
+function rulesOfHost(id: string, { cut, lossPercent, blindPort }: Faults): string[] {
   const port = `"${portOf(id)}"`;
   const window = `@${windowOf(id)}`;
   const rules = [`iifname ${window} drop`, `oifname ${window} drop`];
   if (cut === "both" || cut === "out") rules.push(`iifname ${port} drop`);
   if (cut === "both" || cut === "in") rules.push(`oifname ${port} drop`);
+  if (blindPort !== undefined) rules.push(`iifname "root" oifname ${port} ether type ip tcp dport ${blindPort} drop`);
   if (lossPercent > 0) {
     const chance = lossPercent === 100 ? "" : `numgen random mod 10000 < ${Math.round(lossPercent * 100)} `;
     rules.push(`iifname ${port} ${chance}drop`, `oifname ${port} ${chance}drop`);

@@ -45,12 +45,20 @@ export async function startEtcd(options: EtcdServerOptions): Promise<EtcdServer>
   return member as Member;
 }
 
-/** Members on loopback, each with a directory of its own inside `dataDir`. @throws HakobuError START_FAILED */
+/** Members on one address, each with a directory of its own inside `dataDir`. @throws HakobuError START_FAILED */
 export async function startEtcdCluster(
   size: number,
-  { dataDir, startTimeoutMs = 20_000 }: Pick<EtcdServerOptions, "dataDir" | "startTimeoutMs">,
+  {
+    dataDir,
+    listenAddress,
+    startTimeoutMs = 20_000,
+  }: Pick<EtcdServerOptions, "dataDir" | "listenAddress" | "startTimeoutMs">,
 ): Promise<EtcdCluster> {
-  const plans = Array.from({ length: size }, (_, index) => ({ dataDir: `${dataDir}/m${index + 1}`, startTimeoutMs }));
+  const plans = Array.from({ length: size }, (_, index) => ({
+    dataDir: `${dataDir}/m${index + 1}`,
+    startTimeoutMs,
+    ...(listenAddress === undefined ? {} : { listenAddress }),
+  }));
   const members = await planMembers(plans);
   const stop = async (): Promise<void> => {
     await Promise.all(members.map((member) => member.stop()));

@@ -5,11 +5,12 @@
 //   C2  A request goes to a second host only if the first cannot have acted on it: nothing of it was sent, or its method is
 //       idempotent, its body is whole, and no byte of a response was passed on.
 //   C3  A request that cannot be sent twice is never sent on a remembered proof: the host is probed first.
-//   C4  At most `hopLimit` forwards for one request; whatever fails ends in one clear answer with the trace id.
+//   C4  At most `hopLimit` forwards for one request, all of them within `requestTimeoutMs` up to the head of the response;
+//       whatever fails ends in one clear answer with the trace id.
 import type { IncomingMessage, ServerResponse } from "node:http";
 import type { ClusterView } from "../../actors/cluster-view.js";
 import { HakobuError, reasonOf } from "../../actors/hakobu-error.js";
-import { type Clock, deadline } from "../../actors/ports/clock.js";
+import { type Clock, deadline, delay } from "../../actors/ports/clock.js";
 import type { Log } from "../../actors/ports/log.js";
 import type { HostRecord, Placement, SpecRecord } from "../../actors/ports/placement-store.js";
 import type { Tracer } from "../../actors/ports/tracer.js";
@@ -18,11 +19,12 @@ import type { Move, Relocations, Trigger } from "../../actors/relocation.js";
 import { isIdempotent, isSafe } from "../dispatcher/methods.js";
 import { header, verdictSchema } from "../dispatcher/protocol.js";
 import { Cancellation } from "../forwarding/cancellation.js";
-import { forward } from "../forwarding/forward.js";
+import { BODY_SILENCE_MS, forward, type ForwardOptions } from "../forwarding/forward.js";
 import { type ForwardedPolicy, hasBody, hasPassed, requestHeaders } from "../forwarding/headers.js";
-import type { ForwardFailure, ForwardOutcome } from "../forwarding/outcome.js";
+import type { ForwardFailure } from "../forwarding/outcome.js";
 import type { Pools } from "../forwarding/pools.js";
 import { ReplayBody } from "../forwarding/replay-body.js";
+import { forwardUpgrade, type UpgradeOutcome } from "../forwarding/upgrade.js";
 import { RequestTrace } from "../tracing/request-trace.js";
 
 export interface CarrierOptions {
@@ -43,6 +45,8 @@ export interface CarrierOptions {
 const hopLimit = 5;
 /** How long the stream may lag behind a host that says that it does not own a container. */
 const viewLagMs = 1000;
+/** Before a host that others reach and this proxy does not is asked for again. */
+const keptPauseMs = 250;
 const via = "hakobu";
 
 /** One request on its way. */
@@ -52,6 +56,9 @@ interface Journey {
   readonly outgoing: ServerResponse;
   readonly trace: RequestTrace;
   readonly body: ReplayBody | undefined;
+  readonly head: Buffer | undefined;
+  /** `clock.now()` at which it is answered, or given up. */
+  readonly endMs: number;
   /** The move whose end it waited for, until its first answer. */
   move: Move | undefined;
 }
@@ -72,9 +79,9 @@ export class Carrier {
     this.#options = options;
   }
 
-  /** Never rejects. */
-  async carry(incoming: IncomingMessage, outgoing: ServerResponse): Promise<void> {
-    const { view, tracer, replayLimitBytes, log } = this.#options;
+  /** `head`: of a WebSocket handshake, what came after it. Never rejects. */
+  async carry(incoming: IncomingMessage, outgoing: ServerResponse, head?: Buffer): Promise<void> {
+    const { view, tracer, replayLimitBytes, requestTimeoutMs, clock, log } = this.#options;
     const trace = new RequestTrace(tracer, incoming);
     const hostname = hostnameOf(incoming);
     const record = view.specForHostname(hostname);
@@ -85,7 +92,8 @@ export class Carrier {
     if (hasPassed(incoming, via))
       return say(outgoing, 508, "This request has passed Hakobu before: it runs in a circle.\n", trace);
     const body = hasBody(incoming) ? new ReplayBody(incoming, replayLimitBytes) : undefined;
-    const journey: Journey = { record, incoming, outgoing, trace, body, move: undefined };
+    const endMs = clock.now() + requestTimeoutMs;
+    const journey: Journey = { record, incoming, outgoing, trace, body, head, endMs, move: undefined };
     try {
       await this.#travel(journey);
       trace.close(outgoing.statusCode);
@@ -107,6 +115,7 @@ export class Carrier {
       const outcome = await this.#attempt(journey, owner);
       switch (outcome.kind) {
         case "served":
+        case "tunnelled":
         case "client-gone":
           return;
         case "intercepted":
@@ -142,7 +151,7 @@ export class Carrier {
       const owner = { host, placement, reachability };
       if (reachability.state === "trusted") {
         if (reachability.fresh && isSafe(incoming.method)) return owner;
-        const asked = reachability.probe(probe.timeoutMs);
+        const asked = reachability.probe(probe.timeoutMs, probe.kind);
         // A safe request without a body goes along with the probe: should the host be dead, it is sent again.
         if (isSafe(incoming.method) && journey.body === undefined) return owner;
         const result = await asked;
@@ -152,6 +161,7 @@ export class Carrier {
         const certain = result.kind === "refused";
         const move = await this.#move(journey, { reason: { text, proven: true, certain }, probedMs });
         if (move.ended.kind === "damped") return { ...owner, damped: true };
+        if (await this.#keptWaiting(journey, owner, move)) turn--;
         continue;
       }
       const proven = reachability.state === "unreachable";
@@ -159,12 +169,24 @@ export class Carrier {
       const move = await this.#move(journey, { reason: { text, proven, certain: reachability.certain }, probedMs: 0 });
       if (move.ended.kind === "alive") return owner;
       if (move.ended.kind === "damped") return { ...owner, damped: true };
+      if (await this.#keptWaiting(journey, owner, move)) turn--;
     }
     throw new HakobuError("UNAVAILABLE", `${name} moved ${hopLimit} times under one request`, { retryable: true });
   }
 
+  /** The new host has found the old one alive (`takeover: confirmed`), and this proxy does not reach it: waits a moment. */
+  async #keptWaiting(journey: Journey, { host, placement, reachability }: Owner, { ended }: Move): Promise<boolean> {
+    if (ended.kind !== "taken" || ended.owner.epoch !== placement.epoch || reachability.state === "trusted") return false;
+    if (this.#options.clock.now() + keptPauseMs > journey.endMs) {
+      const text = `${journey.record.spec.name} stays on ${host.id}, which answers other hosts and not this proxy`;
+      throw new HakobuError("UNAVAILABLE", text, { retryable: true });
+    }
+    await delay(this.#options.clock, keptPauseMs);
+    return true;
+  }
+
   async #move(journey: Journey, trigger: Omit<Trigger, "request">): Promise<Move> {
-    const { relocations, maxWaiting } = this.#options;
+    const { relocations, maxWaiting, clock } = this.#options;
     const { record, trace } = journey;
     if (this.#waiting >= maxWaiting)
       throw new HakobuError("OVERLOADED", `${maxWaiting} requests already wait for moves (maxWaiting)`, {
@@ -173,7 +195,8 @@ export class Carrier {
     const span = trace.open({ "hakobu.container": record.spec.name });
     this.#waiting++;
     try {
-      const move = await relocations.move(record, { ...trigger, request: trace.context });
+      const limit = deadline(clock, Math.max(0, journey.endMs - clock.now()), `${record.spec.name}: no owner in time`);
+      const move = await within(relocations.move(record, { ...trigger, request: trace.context }), limit);
       span.link(move.context);
       journey.move = move;
       return move;
@@ -182,13 +205,14 @@ export class Carrier {
     }
   }
 
-  async #attempt(journey: Journey, { host, placement, reachability, damped }: Owner): Promise<ForwardOutcome> {
-    const { pools, forwarded, requestTimeoutMs } = this.#options;
-    const { record, incoming, outgoing, body, trace } = journey;
+  async #attempt(journey: Journey, { host, placement, reachability, damped }: Owner): Promise<UpgradeOutcome> {
+    const { pools, forwarded, clock } = this.#options;
+    const { record, incoming, outgoing, body, head, trace } = journey;
     const cancellation = new Cancellation();
     const repeatable = isIdempotent(incoming.method);
     const unwatch = reachability.watch({
       probeTimeoutMs: record.spec.probe.timeoutMs,
+      probeKind: record.spec.probe.kind,
       hostSilent: (state, reason) => {
         if (damped === true) return;
         if (state === "unreachable" || (repeatable && (body?.replayable ?? true)))
@@ -196,7 +220,7 @@ export class Carrier {
       },
     });
     try {
-      return await forward(pools.get(host), incoming, outgoing, {
+      const options: ForwardOptions = {
         headers: requestHeaders(incoming, {
           forwarded,
           via,
@@ -208,8 +232,8 @@ export class Carrier {
         }),
         body,
         cancellation,
-        headersTimeoutMs: requestTimeoutMs,
-        bodyTimeoutMs: 0,
+        headersTimeoutMs: Math.max(1, journey.endMs - clock.now()),
+        bodyTimeoutMs: BODY_SILENCE_MS,
         onResponse: (_status, internal) => {
           unwatch();
           reachability.heard();
@@ -219,7 +243,10 @@ export class Carrier {
           if (how !== undefined) trace.open({ "hakobu.container": record.spec.name, "hakobu.woken": how });
           return "pass";
         },
-      });
+      };
+      const pool = pools.get(host);
+      if (head !== undefined) return await forwardUpgrade(pool, incoming, outgoing, head, options);
+      return await forward(pool, incoming, outgoing, options);
     } finally {
       unwatch();
     }
@@ -227,7 +254,7 @@ export class Carrier {
 
   /** The host answered itself: it does not own the container (any more), or cannot serve it. @returns its reason */
   async #redirect(journey: Journey, owner: Owner, body: Buffer): Promise<string> {
-    const { view, clock, requestTimeoutMs } = this.#options;
+    const { view, clock } = this.#options;
     const { record, trace } = journey;
     const parsed = verdictSchema.safeParse(JSON.parse(body.toString()));
     if (!parsed.success)
@@ -254,7 +281,8 @@ export class Carrier {
       case "leaving": {
         trace.open({ "hakobu.moved": true });
         const { epoch } = owner.placement;
-        const limit = deadline(clock, requestTimeoutMs, `the planned move of ${record.spec.name} did not end in time`);
+        const leftMs = Math.max(0, journey.endMs - clock.now());
+        const limit = deadline(clock, leftMs, `the planned move of ${record.spec.name} did not end in time`);
         await view.until(() => view.placement(record.spec.name)?.epoch !== epoch, limit);
         return `${owner.host.id} hands it over`;
       }
@@ -288,7 +316,10 @@ export class Carrier {
     }
     if (failure.code === "invalid") throw new HakobuError("CONFIG_INVALID", failure.error.message);
     if (failure.code === "refused") reachability.refused("connection refused");
-    else if (failure.code !== "aborted") await reachability.probe(record.spec.probe.timeoutMs);
+    else if (failure.code !== "aborted") {
+      const { timeoutMs, kind } = record.spec.probe;
+      await reachability.probe(timeoutMs, kind);
+    }
     if (reachability.state === "unreachable") pools.destroy(host, reachability.reason);
     const repeatable = failure.sent === "nothing" || isIdempotent(incoming.method);
     if (failure.code === "timeout" && failure.sent === "something")
@@ -304,6 +335,15 @@ export class Carrier {
       await this.#move(journey, { reason: { text, proven: true, certain: false }, probedMs });
     }
   }
+}
+
+/** The promise's outcome, or the reason of the signal if that comes first. */
+function within<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const onAbort = (): void => reject(signal.reason as Error);
+    signal.addEventListener("abort", onAbort, { once: true });
+    promise.then(resolve, reject).finally(() => signal.removeEventListener("abort", onAbort));
+  });
 }
 
 function certainly(text: string): Omit<Trigger, "request"> {

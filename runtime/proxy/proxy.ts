@@ -7,14 +7,15 @@ import { reasonOf } from "../../actors/hakobu-error.js";
 import type { Clock } from "../../actors/ports/clock.js";
 import type { Log } from "../../actors/ports/log.js";
 import type { HostRecord, PlacementStore } from "../../actors/ports/placement-store.js";
-import type { Prober } from "../../actors/ports/prober.js";
+import type { ProbeKind, Prober, Target } from "../../actors/ports/prober.js";
 import { noTracing, type Tracer } from "../../actors/ports/tracer.js";
 import { ReachabilityActor } from "../../actors/reachability.js";
 import { ActorRegistry } from "../../actors/registry.js";
 import { Relocations } from "../../actors/relocation.js";
 import { Pools, SOCKET_HIGH_WATER_MARK } from "../forwarding/pools.js";
+import { upgradeResponse } from "../forwarding/upgrade.js";
 import { koaServer, listen, shut } from "../http-server.js";
-import { TcpProber } from "../probes/tcp.js";
+import { ProberByKind } from "../probes/by-kind.js";
 import { systemClock } from "../system-clock.js";
 import { Carrier } from "./carrier.js";
 import { HttpHostClient } from "./host-client.js";
@@ -27,6 +28,8 @@ export interface ProxyOptions {
   readonly freshMs?: number;
   /** For background probes; a request's own probe takes its container's time-out. Default 100. */
   readonly probeTimeoutMs?: number;
+  /** Of the probes of all containers that name no kind. Default tcp. */
+  readonly probeKind?: ProbeKind;
   /** Until the head of a response. Default 60 s. */
   readonly requestTimeoutMs?: number;
   /** For a whole move. Default 60 s. */
@@ -58,18 +61,20 @@ export interface HakobuProxy {
 
 /** Listens and follows the placement store; resolves when its table is filled. @throws HakobuError CONFIG_INVALID */
 export async function createProxy(options: ProxyOptions): Promise<HakobuProxy> {
-  const { store, log, clock = systemClock, tracer = noTracing, prober = new TcpProber() } = options;
-  const { registry = new ActorRegistry(), freshMs = 20, probeTimeoutMs = 100 } = options;
+  const { store, log, clock = systemClock, tracer = noTracing } = options;
+  const { registry = new ActorRegistry(), freshMs = 20, probeTimeoutMs = 100, probeKind = "tcp" } = options;
+  const ownProber = options.prober === undefined ? new ProberByKind(probeKind, log) : undefined;
+  const prober: Prober = options.prober ?? (ownProber as ProberByKind);
   const view = new ClusterView();
   const pools = new Pools();
-  const actors = new Map<string, { readonly actor: ReachabilityActor; readonly incarnation: string }>();
+  const actors = new Map<string, { readonly actor: ReachabilityActor; readonly incarnation: string; readonly target: Target }>();
 
   function reachability(host: HostRecord): ReachabilityActor {
     const known = actors.get(host.id);
     if (known?.incarnation === host.incarnation) return known.actor;
     known?.actor.stop();
-    const actor = new ReachabilityActor({ clock, prober, registry }, host.id, host, { freshMs, probeTimeoutMs });
-    actors.set(host.id, { actor, incarnation: host.incarnation });
+    const actor = new ReachabilityActor({ clock, prober, registry }, host.id, host, { freshMs, probeTimeoutMs, probeKind });
+    actors.set(host.id, { actor, incarnation: host.incarnation, target: { address: host.address, port: host.port } });
     return actor;
   }
 
@@ -80,6 +85,8 @@ export async function createProxy(options: ProxyOptions): Promise<HakobuProxy> {
     actors.delete(noticed.id);
     gone.actor.leaseExpired();
     gone.actor.stop();
+    // Whatever still streams from it has ended, even if no packet says so.
+    pools.destroy(gone.target, "its lease expired");
   });
 
   const relocations = new Relocations({
@@ -130,7 +137,13 @@ export async function createProxy(options: ProxyOptions): Promise<HakobuProxy> {
   app.silent = true;
   app.use(middleware);
   const server = koaServer(app, { highWaterMark: SOCKET_HIGH_WATER_MARK, requestTimeout: 0 });
-  await listen(server, options.listen);
+  server.on("upgrade", (incoming, socket, head) => {
+    void carrier.carry(incoming, upgradeResponse(incoming, socket), head);
+  });
+  await listen(server, options.listen).catch((error: unknown) => {
+    ownProber?.close();
+    throw error;
+  });
   const bound = server.address() as AddressInfo;
   await filled;
   let closed: Promise<void> | undefined;
@@ -146,12 +159,11 @@ export async function createProxy(options: ProxyOptions): Promise<HakobuProxy> {
       (closed ??= (async () => {
         const drained = new Promise<void>((resolve) => server.close(() => resolve()));
         server.closeIdleConnections();
-        const grace = setTimeout(() => server.closeAllConnections(), graceMs);
-        await drained;
-        clearTimeout(grace);
+        await Promise.race([drained, new Promise((resolve) => setTimeout(resolve, graceMs).unref())]);
         await shut(server);
         following.abort();
         for (const { actor } of actors.values()) actor.stop();
+        ownProber?.close();
         await pools.close();
       })()),
   };

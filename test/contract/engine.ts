@@ -179,8 +179,9 @@ export function engineContract(title: string, bench: EngineBench): void {
       await nothingLeft();
     });
 
-    it("cleans up after a container that died by itself", async () => {
+    it("cleans up after a container that died by itself, its children too", async () => {
       const instance = await started(fresh());
+      assert.equal(await get(instance, "/child"), "started");
       await assert.rejects(get(instance, "/exit"));
       const end = performance.now() + 5000;
       while (engine.alive(instance)) assert.ok(performance.now() < end, "it is alive");

@@ -9,7 +9,11 @@ import type { SpecRecord } from "../../actors/ports/placement-store.js";
 import type { ContainerSpec } from "../../actors/ports/spec.js";
 import { specRecord } from "../../runtime/config/spec.js";
 import { canRestore, examine, missingToRestore } from "../../runtime/doctor/doctor.js";
-import { createNamespacesCluster, type NamespacesCluster } from "../../runtime/local/namespaces.js";
+import {
+  createNamespacesCluster,
+  type NamespacesCluster,
+  type NamespacesOptions,
+} from "../../runtime/local/namespaces.js";
 import { packageRoot } from "../../runtime/package-root.js";
 import { programLog } from "../../runtime/log.js";
 import { specOf } from "./records.js";
@@ -23,13 +27,18 @@ export interface TestCluster {
   journal(name: string, more?: Partial<ContainerSpec>): SpecRecord;
   /** Lines that the application of that name wrote. */
   lines(name: string): Promise<JournalLine[]>;
-  send(hostname: string, options?: SendOptions): Promise<Reply>;
+  /** Through the first proxy, or the one that is named. */
+  send(hostname: string, options?: SendOptions, proxy?: number): Promise<Reply>;
   close(): Promise<void>;
 }
 
 export interface JournalLine {
-  readonly event: "start" | "request";
+  readonly event: "start" | "request" | "end" | "beat";
+  /** CLOCK_REALTIME, ms. */
+  readonly at: number;
   readonly pid: number;
+  /** Another one for each copy. */
+  readonly instance: string;
   readonly epoch: number;
   readonly host: string;
   readonly id: string;
@@ -44,6 +53,12 @@ export interface SendOptions {
   readonly id?: string;
   readonly headers?: Readonly<Record<string, string>>;
   readonly timeoutMs?: number;
+}
+
+export interface LabOptions
+  extends Pick<NamespacesOptions, "ttlSeconds" | "callTimeoutMs" | "etcdMembers" | "hostSettings" | "proxySettings"> {
+  /** Default 1. */
+  readonly proxies?: number;
 }
 
 export interface Reply {
@@ -63,17 +78,21 @@ export async function cannotRestore(): Promise<string | undefined> {
 export async function openTestCluster(
   name: string,
   hosts: readonly string[],
-  options: { readonly ttlSeconds?: number } = {},
+  { proxies = 1, ...options }: LabOptions = {},
 ): Promise<TestCluster> {
   const directory = await mkdtemp(join(tmpdir(), `hakobu-${name}-`));
-  const proxy = { address: "127.0.0.1", port: await freePort() };
-  const admin = { address: "127.0.0.1", port: await freePort() };
+  const ports = await freePorts(2 * proxies);
+  const place = (index: number) => ({
+    proxy: { address: "127.0.0.1", port: ports[2 * index] as number },
+    admin: { address: "127.0.0.1", port: ports[2 * index + 1] as number },
+  });
+  const { proxy } = place(0);
   const cluster = await createNamespacesCluster({
     name,
     hosts,
     directory,
-    proxy,
-    admin,
+    ...place(0),
+    moreProxies: Array.from({ length: proxies - 1 }, (_, index) => place(index + 1)),
     log: programLog("silent"),
     ...options,
   });
@@ -86,12 +105,12 @@ export async function openTestCluster(
         specOf(container, {
           engine: "runc",
           command: [process.execPath, "/app/journal.mjs"],
-          env: { JOURNAL: `/shared/${container}.journal` },
           mounts: [
             { source: fixtures, target: "/app", readOnly: true },
             { source: cluster.shared, target: "/shared", readOnly: false },
           ],
           ...more,
+          env: { JOURNAL: `/shared/${container}.journal`, ...more.env },
         }),
       ),
     lines: async (container) => {
@@ -101,7 +120,7 @@ export async function openTestCluster(
         .filter((line) => line !== "")
         .map((line) => JSON.parse(line) as JournalLine);
     },
-    send: (hostname, more) => send(proxy, hostname, more),
+    send: (hostname, more, index) => send(index === undefined ? proxy : place(index).proxy, hostname, more),
     close: async () => {
       await cluster.close();
       await rm(directory, { recursive: true, force: true });
@@ -127,7 +146,12 @@ export function send(
         path,
         agent: false,
         signal: AbortSignal.timeout(timeoutMs),
-        headers: { host: hostname, connection: "close", ...(id === undefined ? {} : { "x-request-id": id }), ...headers },
+        headers: {
+          host: hostname,
+          connection: "close",
+          ...(id === undefined ? {} : { "x-request-id": id }),
+          ...headers,
+        },
       },
       (response) => {
         let text = "";
@@ -135,7 +159,12 @@ export function send(
           text += chunk;
         });
         response.on("end", () =>
-          resolve({ status: response.statusCode ?? 0, text, headers: response.headers, ms: performance.now() - begunMs }),
+          resolve({
+            status: response.statusCode ?? 0,
+            text,
+            headers: response.headers,
+            ms: performance.now() - begunMs,
+          }),
         );
         response.on("error", failed);
       },
@@ -160,13 +189,21 @@ export async function eventually<T>(
   }
 }
 
-function freePort(): Promise<number> {
-  return new Promise((resolve, reject) => {
-    const server = createServer();
-    server.once("error", reject);
-    server.listen(0, "127.0.0.1", () => {
+/** Held all at once, so that they differ. */
+async function freePorts(count: number): Promise<number[]> {
+  const servers = await Promise.all(
+    Array.from({ length: count }, () => {
+      const server = createServer();
+      return new Promise<typeof server>((resolve, reject) => {
+        server.once("error", reject);
+        server.listen(0, "127.0.0.1", () => resolve(server));
+      });
+    }),
+  );
+  return Promise.all(
+    servers.map((server) => {
       const { port } = server.address() as AddressInfo;
-      server.close(() => resolve(port));
-    });
-  });
+      return new Promise<number>((resolve) => server.close(() => resolve(port)));
+    }),
+  );
 }

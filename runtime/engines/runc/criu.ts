@@ -13,6 +13,7 @@ import {
   openSync,
   readdirSync,
   readFileSync,
+  rmdirSync,
   rmSync,
   statfsSync,
   statSync,
@@ -28,6 +29,10 @@ import { quote, resolveInside } from "./rootfs.js";
 const tmpfsMagic = 0x01021994;
 const ghostLimit = "64M";
 const common = ["--network-lock", "skip", "--manage-cgroups=ignore", "--tcp-close", "--file-locks"];
+/** Where CRIU assembles the mounts of a container. */
+const temporary = "/tmp";
+const mountPointPrefix = ".criu.mntns.";
+const staleAfterMs = 10 * 60_000;
 /** The part of an image's directory that is CRIU's. */
 const criuDirectory = "criu";
 /** The sizes of CRIU's files: it reads for ever from a file of pages that was cut off. */
@@ -64,6 +69,17 @@ export async function checkCriu(criu: Criu): Promise<void> {
     title: "criu check",
     timeoutMs: 30_000,
   });
+}
+
+/** Empty directories that a killed CRIU left. One in use must not go: it is mounted on in a namespace that we do not see. */
+export function removeStaleMountPoints(): void {
+  for (const name of readdirSync(temporary).filter((each) => each.startsWith(mountPointPrefix)))
+    try {
+      const path = join(temporary, name);
+      if (Date.now() - statSync(path).mtimeMs > staleAfterMs) rmdirSync(path);
+    } catch {
+      // Somebody else was quicker, or it is not empty.
+    }
 }
 
 export interface DumpOptions {

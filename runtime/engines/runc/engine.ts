@@ -17,7 +17,7 @@ import { readOutputLog } from "../output-log.js";
 import { handlesTerm, identify, isRunning, signalProcess, waitUntil } from "../process-table.js";
 import { baseLayer } from "./base-layer.js";
 import { findCgroups } from "./cgroup.js";
-import { type Criu, checkCriu, dump, openCriu, restore } from "./criu.js";
+import { type Criu, checkCriu, dump, openCriu, removeStaleMountPoints, restore } from "./criu.js";
 import { machineFingerprint, rootfsFingerprint } from "./fingerprint.js";
 import { type Names, namesOf } from "./names.js";
 import { openGateway } from "./network.js";
@@ -47,7 +47,8 @@ export class RuncEngine implements Engine {
   readonly #criu: Criu | undefined;
   readonly #sandbox: SandboxContext;
   readonly #layers = new Map<string, Promise<string>>();
-  readonly #rootfs = new Map<string, string>();
+  /** By root file system. An agent that is to notice changed packages is started again. */
+  readonly #fingerprints = new Map<string, Readonly<Record<string, string>>>();
   #ready: Promise<void> | undefined;
 
   constructor({ hostId, stateDir, log, hidden = [] }: RuncEngineOptions) {
@@ -70,12 +71,22 @@ export class RuncEngine implements Engine {
   }
 
   fingerprint(spec: ContainerSpec): Promise<Readonly<Record<string, string>>> {
-    let rootfs = this.#rootfs.get(spec.rootfs);
-    if (rootfs === undefined) {
-      rootfs = rootfsFingerprint(spec.rootfs);
-      this.#rootfs.set(spec.rootfs, rootfs);
+    let fingerprint = this.#fingerprints.get(spec.rootfs);
+    if (fingerprint === undefined) {
+      const machine = this.#criu === undefined ? {} : machineFingerprint(this.#criu);
+      fingerprint = { ...machine, rootfs: rootfsFingerprint(spec.rootfs) };
+      this.#fingerprints.set(spec.rootfs, fingerprint);
     }
-    return Promise.resolve(this.#criu === undefined ? { rootfs } : { ...machineFingerprint(this.#criu), rootfs });
+    return Promise.resolve(fingerprint);
+  }
+
+  /**
+   * What all containers share: masquerading in the agent's network namespace, the base layer, CRIU's knowledge of the kernel.
+   * About 200 ms once; a launch does it where nobody has. A failure is tried again by the next call.
+   * @throws HakobuError START_FAILED
+   */
+  prepare(): Promise<void> {
+    return (this.#ready ??= this.#open());
   }
 
   start(launch: Launch, signal: AbortSignal): Promise<Launched> {
@@ -185,8 +196,7 @@ export class RuncEngine implements Engine {
     if (known !== undefined && isRunning(known))
       throw new HakobuError(failure, `${spec.name} runs on this host already, as process ${known.pid}: stop it first`);
     try {
-      this.#ready ??= this.#open();
-      await this.#ready;
+      await this.prepare();
       if (hasSandbox(names, this.#sandbox.runcRoot)) await removeSandbox(names, this.#sandbox.runcRoot);
       const binds = bindsOf(names, spec);
       const unlimited = openSandbox(this.#sandbox, names, launch);
@@ -226,11 +236,18 @@ export class RuncEngine implements Engine {
     }
   }
 
-  /** Once: what all containers share. A failure is tried again by the next launch. */
   async #open(): Promise<void> {
     try {
       mkdirSync(this.#directory, { recursive: true, mode: 0o700 });
-      await Promise.all([openGateway(), this.#criu === undefined ? undefined : checkCriu(this.#criu)]);
+      removeStaleMountPoints();
+      const criu = this.#criu === undefined ? undefined : checkCriu(this.#criu);
+      await Promise.all([
+        openGateway(),
+        this.#layer("host"),
+        criu?.catch((error: unknown) =>
+          this.#log.warn({ reason: reasonOf(error) }, "CRIU does not work here: restores will fail and start cold"),
+        ),
+      ]);
     } catch (error) {
       this.#ready = undefined;
       throw error;

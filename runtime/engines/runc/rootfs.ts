@@ -12,6 +12,8 @@ import { runCommand } from "../command.js";
 import type { Names } from "./names.js";
 
 const commandLimitMs = 30_000;
+/** Without them CRIU cannot image an inotify watch: it asks for the watched inode's file handle. */
+const overlayOptions = "index=on,nfs_export=on";
 /** As path_resolution(7). */
 const maximumLinks = 40;
 
@@ -41,9 +43,9 @@ else
   mkdir "$2/upper" "$2/work"
   mkdir -m 1777 "$2/shm"
 fi
-exec mount -t overlay -o "lowerdir=$4,upperdir=$2/upper,workdir=$2/work" hakobu "$3"`;
+exec mount -t overlay -o "$6,lowerdir=$4,upperdir=$2/upper,workdir=$2/work" hakobu "$3"`;
   const size = String(spec.limits.memoryMiB);
-  const args = [size, names.layer, names.root, `${base}:${lower}`, archive ?? ""];
+  const args = [size, names.layer, names.root, `${base}:${lower}`, archive ?? "", overlayOptions];
   try {
     await runCommand(["/bin/sh", "-c", script, "sh", ...args], {
       failure: "START_FAILED",
@@ -67,11 +69,13 @@ async function checkArchive(path: string): Promise<void> {
 }
 
 /**
- * The shell command that writes the archive into `directory`. CRIU runs it while the container is frozen. Where the layer's
- * files came from is left out: that names files of this machine.
+ * The shell command that writes the archive into `directory`. CRIU runs it while the container is frozen. What overlayfs notes
+ * about where files came from is left out: it names inodes of this machine, and a later mount elsewhere would refuse it.
  */
 export function archiveCommand(names: Names, directory: string): string {
-  const overlay = ["origin", "impure"].map((name) => `'--xattrs-exclude=trusted.overlay.${name}'`).join(" ");
+  const overlay = ["impure", "nlink", "origin", "upper", "uuid"]
+    .map((name) => `'--xattrs-exclude=trusted.overlay.${name}'`)
+    .join(" ");
   return (
     `exec tar -cf ${quote(join(directory, layerArchive))} --numeric-owner --xattrs '--xattrs-include=*' ${overlay} ` +
     `-C ${quote(names.layer)} '--exclude=work/*' upper work shm`

@@ -1,0 +1,5 @@
+Rails.application.routes.draw do
+  root "entries#index"
+  resources :entries, only: :create
+  get "healthz", to: "entries#healthz"
+end

@@ -1,0 +1,354 @@
+// What happened in a run, and the proof that it was right. Knows nothing of how it was made: a history can be planted.
+//
+//   V1  An exclusive container never has two owners: no copy answers while another does, or after a newer epoch has answered;
+//       and no two copies are alive at once, unless the agent that would have killed one was itself stopped or killed.
+//   V2  A fast or confirmed one has two for at most `bounds.overlapMs`.
+//   V3  One after the other through one proxy, answers never come from an older epoch than before.
+//   V4  A POST is executed at most once, and a POST that was answered with 200 was executed.
+//   V5  A GET fails only when in its time no host with room was reachable, etcd had no leader, or its proxy was killed.
+//   V6  No request takes longer than its deadline. Only a proxy that stood still itself may add that time.
+//   V7  Afterwards each container runs on its owner and nowhere else, and nothing is left on the machine.
+//
+// All times are CLOCK_REALTIME of the one machine, in ms. A clock that was set during a run would make it worthless:
+// `clockDriftMs` tells (against CLOCK_MONOTONIC, in one process).
+import type { JournalLine } from "../lab/cluster.js";
+
+export type Takeover = "fast" | "confirmed" | "exclusive";
+
+export interface Exchange {
+  readonly client: number;
+  readonly proxy: number;
+  readonly container: string;
+  readonly method: "GET" | "POST";
+  readonly id: string;
+  readonly sentMs: number;
+  readonly doneMs: number;
+  /** 0: no response. */
+  readonly status: number;
+  /** Where the status is not 200: the body, or the error. */
+  readonly text?: string;
+  readonly epoch?: number;
+  readonly host?: string;
+  /** Of the request that the container says it answered. */
+  readonly answeredId?: string;
+}
+
+export interface Span {
+  readonly fromMs: number;
+  readonly toMs: number;
+  readonly what: string;
+}
+
+export interface History {
+  readonly policies: ReadonlyMap<string, Takeover>;
+  /** What each container's copies wrote. */
+  readonly lines: ReadonlyMap<string, readonly JournalLine[]>;
+  readonly exchanges: readonly Exchange[];
+  /** Times in which a host was not, or not certainly, reachable with room. */
+  readonly hostsOut: ReadonlyMap<string, readonly Span[]>;
+  readonly etcdOut: readonly Span[];
+  readonly proxiesKilled: ReadonlyMap<number, readonly Span[]>;
+  readonly proxiesStopped: ReadonlyMap<number, readonly Span[]>;
+  /** By host id as in the journals: its agent could not watch over containers. */
+  readonly agentsAway: ReadonlyMap<string, readonly Span[]>;
+  /** After everything was healed and had settled: where copies run, and the owner. */
+  readonly final: readonly {
+    readonly container: string;
+    readonly runsOn: readonly string[];
+    readonly owner?: string;
+  }[];
+  /** What the machine had that it did not have before. */
+  readonly leftovers: readonly string[];
+  readonly clockDriftMs: number;
+  readonly bounds: { readonly overlapMs: number; readonly deadlineMs: number };
+}
+
+export type ViolationKind =
+  | "two owners"
+  | "two copies"
+  | "long overlap"
+  | "epoch went back"
+  | "executed twice"
+  | "answered without execution"
+  | "foreign answer"
+  | "failed GET"
+  | "late"
+  | "not settled"
+  | "left behind"
+  | "clock was set";
+
+export interface Violation {
+  readonly kind: ViolationKind;
+  readonly container?: string;
+  readonly atMs?: number;
+  readonly text: string;
+}
+
+export interface Verdict {
+  readonly violations: readonly Violation[];
+  readonly summary: Summary;
+}
+
+export interface Summary {
+  readonly requests: number;
+  readonly failures: Readonly<Record<string, number>>;
+  readonly executions: number;
+  readonly longestWaitMs: number;
+  /** By policy: how long an older copy answered after a newer one had begun to. */
+  readonly overlapMs: Readonly<Record<Takeover, number>>;
+  /** By policy: how long two copies were alive. */
+  readonly twoCopiesMs: Readonly<Record<Takeover, number>>;
+}
+
+/** Scheduling between the end of a wait and the note of it, on a busy machine. */
+const slackMs = 2000;
+const clockToleranceMs = 250;
+
+/** One copy of a container: one process. */
+interface Copy {
+  readonly key: string;
+  readonly host: string;
+  readonly epoch: number;
+  readonly firstMs: number;
+  lastMs: number;
+}
+
+interface Execution {
+  readonly id: string;
+  readonly method: string;
+  readonly copy: Copy;
+  readonly beginMs: number;
+  endMs: number;
+}
+
+export function check(history: History): Verdict {
+  const violations: Violation[] = [];
+  const found = (violation: Violation): void => void violations.push(violation);
+  const overlapMs: Record<Takeover, number> = { fast: 0, confirmed: 0, exclusive: 0 };
+  const twoCopiesMs: Record<Takeover, number> = { fast: 0, confirmed: 0, exclusive: 0 };
+  const executed = new Map<string, Execution[]>();
+  let executions = 0;
+  for (const [container, takeover] of history.policies) {
+    const { copies, runs } = read(history.lines.get(container) ?? []);
+    executions += runs.length;
+    for (const run of runs) executed.set(run.id, [...(executed.get(run.id) ?? []), run]);
+    for (const overlap of servingOverlaps(runs)) {
+      overlapMs[takeover] = Math.max(overlapMs[takeover], overlap.ms);
+      const text = `${overlap.older} answered until ${overlap.ms} ms after ${overlap.newer} had begun to`;
+      if (takeover === "exclusive") found({ kind: "two owners", container, atMs: overlap.atMs, text });
+      else if (overlap.ms > history.bounds.overlapMs)
+        found({ kind: "long overlap", container, atMs: overlap.atMs, text });
+    }
+    for (const { older, newer, ms } of copyOverlaps(copies)) {
+      twoCopiesMs[takeover] = Math.max(twoCopiesMs[takeover], ms);
+      if (takeover !== "exclusive") continue;
+      const away = history.agentsAway.get(older.host) ?? [];
+      if (away.some((span) => span.fromMs <= newer.firstMs && span.toMs >= newer.firstMs)) continue;
+      const text = `${older.key} was alive until ${ms} ms after ${newer.key} had appeared`;
+      found({ kind: "two copies", container, atMs: newer.firstMs, text });
+    }
+  }
+  checkEpochs(history.exchanges, found);
+  checkExecutions(history.exchanges, executed, found);
+  checkAnswers(history, found);
+  for (const { container, runsOn, owner } of history.final)
+    if (runsOn.length > 1 || (owner !== undefined && runsOn.some((host) => host !== owner)))
+      found({ kind: "not settled", container, text: `owned by ${owner ?? "nobody"}, runs on ${runsOn.join(", ")}` });
+  for (const text of history.leftovers) found({ kind: "left behind", text });
+  if (Math.abs(history.clockDriftMs) > clockToleranceMs)
+    found({ kind: "clock was set", text: `by ${history.clockDriftMs} ms: the run proves nothing` });
+  const failures: Record<string, number> = {};
+  for (const exchange of history.exchanges)
+    if (exchange.status !== 200) {
+      const reason = reasonOf(exchange);
+      failures[reason] = (failures[reason] ?? 0) + 1;
+    }
+  return {
+    violations,
+    summary: {
+      requests: history.exchanges.length,
+      failures,
+      executions,
+      longestWaitMs: Math.max(0, ...history.exchanges.map(({ sentMs, doneMs }) => doneMs - sentMs)),
+      overlapMs,
+      twoCopiesMs,
+    },
+  };
+}
+
+/** A failure in words that are the same for all of its sort. */
+function reasonOf({ method, status, text = "" }: Exchange): string {
+  const first = (text.split("\n")[0] as string)
+    .replace(/\d+(\.\d+)*/g, "N")
+    .replace(/\b[\w-]*(app|chaos)[\w-]*\b/g, "X");
+  return `${method} ${status} ${first.slice(0, 160)}`;
+}
+
+function read(lines: readonly JournalLine[]): { copies: Copy[]; runs: Execution[] } {
+  const copies = new Map<string, Copy>();
+  const open = new Map<string, Execution>();
+  const runs: Execution[] = [];
+  for (const line of [...lines].sort((a, b) => a.at - b.at)) {
+    const key = `${line.host} epoch ${line.epoch} ${line.instance}`;
+    let copy = copies.get(key);
+    if (copy === undefined) {
+      copy = { key, host: line.host, epoch: line.epoch, firstMs: line.at, lastMs: line.at };
+      copies.set(key, copy);
+    }
+    copy.lastMs = line.at;
+    if (line.event === "request" && line.id !== "") {
+      const run = { id: line.id, method: line.method, copy, beginMs: line.at, endMs: line.at };
+      open.set(`${key} ${line.id}`, run);
+      runs.push(run);
+    }
+    const ended = line.event === "end" ? open.get(`${key} ${line.id}`) : undefined;
+    if (ended !== undefined) ended.endMs = line.at;
+  }
+  return { copies: [...copies.values()].sort((a, b) => a.firstMs - b.firstMs), runs };
+}
+
+/** Pairs of copies of which the older one, by epoch, or by who began first, answered after the newer one had begun to. */
+function servingOverlaps(runs: readonly Execution[]): { older: string; newer: string; atMs: number; ms: number }[] {
+  const served = new Map<Copy, { fromMs: number; toMs: number }>();
+  for (const { copy, beginMs, endMs } of runs) {
+    const span = served.get(copy);
+    if (span === undefined) served.set(copy, { fromMs: beginMs, toMs: endMs });
+    else span.toMs = Math.max(span.toMs, endMs);
+  }
+  const byAge = [...served].sort(([a, x], [b, y]) => a.epoch - b.epoch || x.fromMs - y.fromMs);
+  return byAge.flatMap(([newer, after], index) =>
+    byAge.slice(0, index).flatMap(([older, before]) => {
+      const ms = before.toMs - after.fromMs;
+      return ms > 0 ? [{ older: older.key, newer: newer.key, atMs: after.fromMs, ms }] : [];
+    }),
+  );
+}
+
+function copyOverlaps(copies: readonly Copy[]): { older: Copy; newer: Copy; ms: number }[] {
+  return copies.flatMap((newer, index) =>
+    copies.slice(0, index).flatMap((older) => {
+      const ms = Math.min(older.lastMs, newer.lastMs) - newer.firstMs;
+      return ms > 0 ? [{ older, newer, ms }] : [];
+    }),
+  );
+}
+
+/** V3. */
+function checkEpochs(exchanges: readonly Exchange[], found: (violation: Violation) => void): void {
+  const answered = exchanges.filter((it): it is Exchange & { epoch: number } => it.epoch !== undefined);
+  const groups = new Map<string, typeof answered>();
+  for (const it of answered) {
+    const key = `${it.proxy} ${it.container}`;
+    const group = groups.get(key);
+    if (group === undefined) groups.set(key, [it]);
+    else group.push(it);
+  }
+  for (const group of groups.values()) {
+    const bySent = [...group].sort((a, b) => a.sentMs - b.sentMs);
+    const byDone = [...group].sort((a, b) => a.doneMs - b.doneMs);
+    let newest: (typeof answered)[number] | undefined;
+    let index = 0;
+    for (const exchange of bySent) {
+      for (; (byDone[index]?.doneMs ?? Infinity) < exchange.sentMs; index++) {
+        const done = byDone[index] as (typeof answered)[number];
+        if (newest === undefined || done.epoch > newest.epoch) newest = done;
+      }
+      if (newest === undefined || exchange.epoch >= newest.epoch) continue;
+      found({
+        kind: "epoch went back",
+        container: exchange.container,
+        atMs: exchange.sentMs,
+        text: `proxy ${exchange.proxy} answered ${exchange.id} from epoch ${exchange.epoch} after ${newest.id} from ${newest.epoch}`,
+      });
+    }
+  }
+}
+
+/** V4. */
+function checkExecutions(
+  exchanges: readonly Exchange[],
+  executed: ReadonlyMap<string, readonly Execution[]>,
+  found: (violation: Violation) => void,
+): void {
+  for (const { id, method, container, status, sentMs, answeredId } of exchanges) {
+    const runs = executed.get(id) ?? [];
+    if (method === "POST" && runs.length > 1) {
+      const where = runs.map(({ copy, beginMs }) => `${copy.key} at +${beginMs - sentMs} ms`).join(", ");
+      found({ kind: "executed twice", container, atMs: sentMs, text: `${id}: ${where}` });
+    }
+    if (status === 200 && runs.length === 0)
+      found({ kind: "answered without execution", container, atMs: sentMs, text: id });
+    if (answeredId !== undefined && answeredId !== id)
+      found({ kind: "foreign answer", container, atMs: sentMs, text: `${id} got the answer to ${answeredId}` });
+  }
+}
+
+/** V5, V6. */
+function checkAnswers(history: History, found: (violation: Violation) => void): void {
+  const noHost = intersection([...history.hostsOut.values()]);
+  for (const exchange of history.exchanges) {
+    const { id, method, container, proxy, status, sentMs, doneMs, text = "" } = exchange;
+    const meets = (spans: readonly Span[] = []): boolean =>
+      spans.some((it) => it.fromMs <= doneMs && it.toMs >= sentMs);
+    const excused = meets(noHost) || meets(history.etcdOut) || meets(history.proxiesKilled.get(proxy));
+    if (method === "GET" && status !== 200 && !excused) {
+      const what = `${id} through proxy ${proxy}: ${status} after ${doneMs - sentMs} ms: ${text.trim()}`;
+      found({ kind: "failed GET", container, atMs: sentMs, text: what });
+    }
+    const stood = (history.proxiesStopped.get(proxy) ?? []).reduce(
+      (sum, it) => sum + Math.max(0, Math.min(it.toMs, doneMs) - Math.max(it.fromMs, sentMs)),
+      0,
+    );
+    const tookMs = doneMs - sentMs - stood;
+    if (tookMs > history.bounds.deadlineMs + slackMs)
+      found({
+        kind: "late",
+        container,
+        atMs: sentMs,
+        text: `${method} ${id} through proxy ${proxy} took ${tookMs} ms`,
+      });
+  }
+}
+
+/** Times that are in a span of each list; none where a list is empty. */
+export function intersection(lists: readonly (readonly Span[])[]): Span[] {
+  const [first, ...rest] = lists;
+  if (first === undefined) return [];
+  return rest.reduce<readonly Span[]>(
+    (common, list) =>
+      common.flatMap((a) =>
+        list.flatMap((b) => {
+          const [fromMs, toMs] = [Math.max(a.fromMs, b.fromMs), Math.min(a.toMs, b.toMs)];
+          return fromMs < toMs ? [{ fromMs, toMs, what: `${a.what}; ${b.what}` }] : [];
+        }),
+      ),
+    first,
+  ) as Span[];
+}
+
+/** A violation with what happened around it, for people. */
+export function explain(violation: Violation, history: History, aroundMs = 3000): string {
+  const { kind, container, atMs, text } = violation;
+  const head = `${kind}${container === undefined ? "" : ` of ${container}`}: ${text}`;
+  if (atMs === undefined) return head;
+  const time = (ms: number): string => `${ms - atMs >= 0 ? "+" : ""}${ms - atMs}`.padStart(7);
+  const near: { at: number; line: string }[] = [];
+  const note = (at: number, line: string): void => {
+    if (Math.abs(at - atMs) <= aroundMs) near.push({ at, line: `${time(at)} ${line}` });
+  };
+  const spans = [...history.hostsOut.values(), ...history.proxiesKilled.values(), ...history.proxiesStopped.values()];
+  for (const { fromMs, toMs, what } of [...spans.flat(), ...history.etcdOut]) {
+    note(fromMs, `begins: ${what} (until ${time(toMs).trim()})`);
+    note(toMs, `is over: ${what}`);
+  }
+  for (const it of history.exchanges) {
+    if (it.container !== container) continue;
+    note(it.sentMs, `client ${it.client} sends ${it.method} ${it.id} to proxy ${it.proxy}`);
+    note(it.doneMs, `${it.id}: ${it.status} ${it.epoch === undefined ? "" : `${it.host} epoch ${it.epoch}`}`);
+  }
+  for (const line of (container === undefined ? undefined : history.lines.get(container)) ?? [])
+    if (line.event !== "beat")
+      note(line.at, `${line.host} epoch ${line.epoch} ${line.instance}: ${line.event} ${line.id ?? ""}`);
+  near.sort((a, b) => a.at - b.at);
+  return [head, ...near.map(({ line }) => `  ${line}`)].join("\n");
+}
