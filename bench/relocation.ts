@@ -37,7 +37,10 @@ function planOf(argv: readonly string[]): Plan {
   const names = values.only?.split(",").map((name) => name.trim().toLowerCase());
   const chosen = applications.filter(({ name }) => names?.includes(name.toLowerCase()) ?? true);
   if (chosen.length !== (names?.length ?? applications.length))
-    throw new HakobuError("CONFIG_INVALID", `--only ${values.only}: of ${applications.map(({ name }) => name).join(", ")}`);
+    throw new HakobuError(
+      "CONFIG_INVALID",
+      `--only ${values.only}: of ${applications.map(({ name }) => name).join(", ")}`,
+    );
   const quick = values.quick === true;
   return {
     chosen,
@@ -86,14 +89,27 @@ async function main(): Promise<void> {
       const name = application.name.toLowerCase();
       say(`${application.name}: preparing its data`);
       if (application.database && database === undefined) {
-        const started = await startDatabase(join(home, "mariadb"), cluster.network.gateway, join(cluster.logs, "mariadb.log"));
+        const started = await startDatabase(
+          join(home, "mariadb"),
+          cluster.network.gateway,
+          join(cluster.logs, "mariadb.log"),
+        );
         undo.push(() => started.stop());
         database = started;
       }
       const spec = await application.prepare(join(home, name), database);
       const { requests, rounds } = plan;
       const signal = interrupted.signal;
-      const measured = await experiment({ cluster, floor, name: application.name, spec, requests, rounds, signal, say });
+      const measured = await experiment({
+        cluster,
+        floor,
+        name: application.name,
+        spec,
+        requests,
+        rounds,
+        signal,
+        say,
+      });
       done.push(measured);
       await write(plan, measured);
       for (const surprise of new Set(measured.surprises)) {
@@ -117,6 +133,9 @@ async function main(): Promise<void> {
   }
   if (done.length === 0) return;
   console.log(table(whole(done.map(resultOf))));
+  const busy = done.reduce((sum, { calm }) => sum + calm.busy, 0);
+  const all = done.reduce((sum, { calm }) => sum + calm.of, 0);
+  if (busy > 0) console.log(`${busy} of ${all} measurements began while the machine was busy with something else.`);
   console.log(`results: ${plan.out}`);
 }
 
@@ -135,7 +154,9 @@ async function write({ out }: Plan, measured: Measured): Promise<void> {
   );
   const kept = before?.machine === machine() ? before.applications : [];
   const order = (name: string): number => applications.findIndex((each) => each.name === name);
-  const all = [...kept.filter(({ name }) => name !== result.name), result].sort((a, b) => order(a.name) - order(b.name));
+  const all = [...kept.filter(({ name }) => name !== result.name), result].sort(
+    (a, b) => order(a.name) - order(b.name),
+  );
   await writeFile(file, `${JSON.stringify(whole(all), null, 2)}\n`);
   await writeFile(join(out, `${measured.name.toLowerCase()}.svg`), picture(measured));
 }

@@ -10,6 +10,7 @@ import { failed, get, load, median, type Sample } from "../../runtime/experiment
 import type { NamespacesCluster } from "../../runtime/local/namespaces.js";
 import { variant, type Way, ways } from "./applications.js";
 import type { Floor } from "./floor.js";
+import { quiet } from "./quiet.js";
 
 /** One relocation: the slow request as the client saw it, and what the proxy reports of the move. */
 export interface Relocation {
@@ -36,6 +37,8 @@ export interface Measured {
   readonly relocations: Readonly<Record<Way, readonly Relocation[]>>;
   readonly wakes: Readonly<Record<Way, readonly number[]>>;
   readonly floors: readonly number[];
+  /** Measurements of the rounds, and how many of them began while the machine was busy with something else. */
+  readonly calm: { readonly of: number; readonly busy: number };
 }
 
 export interface ExperimentOptions {
@@ -79,6 +82,11 @@ export async function experiment(options: ExperimentOptions): Promise<Measured> 
     failures++;
     surprises.push(`${what}: ${sample.error ?? `status ${sample.status}`}`);
     return sample;
+  };
+  const calm = { of: 0, busy: 0 };
+  const calmly = async (): Promise<void> => {
+    calm.of++;
+    if (!(await quiet(signal))) calm.busy++;
   };
   const expected = (way: Way): string => (way === "cold" ? "cold" : "restored");
 
@@ -125,7 +133,9 @@ export async function experiment(options: ExperimentOptions): Promise<Measured> 
         signal.throwIfAborted();
         count(sample, `request ${index + 1} of the run ${name} ${way}`);
         const state = host === "" ? "" : `, host ${host} cut off`;
-        say(`${name} ${way}: ${index + 1}/${options.requests} requests, ${sample.ms.toFixed(0)} ms, ${failures} failed${state}`);
+        say(
+          `${name} ${way}: ${index + 1}/${options.requests} requests, ${sample.ms.toFixed(0)} ms, ${failures} failed${state}`,
+        );
         if (index + 1 !== cutAfter) return;
         host = await ownerOf(cluster, records[way]);
         since = Date.now();
@@ -142,6 +152,7 @@ export async function experiment(options: ExperimentOptions): Promise<Measured> 
 
   const relocate = async (way: Way): Promise<Relocation> => {
     await pace(way);
+    await calmly();
     for (let index = 0; index < requestsBefore; index++) count(await get(target(way)), `${name} ${way}, before a cut`);
     const host = await ownerOf(cluster, records[way]);
     const since = Date.now();
@@ -161,6 +172,7 @@ export async function experiment(options: ExperimentOptions): Promise<Measured> 
     await cluster.apply([specRecord({ ...spec, idleTimeoutMs: idleMs })]);
     count(await get(target(way)), `${name} ${way}, before an idle stop`);
     await until(`${spec.name} stops when idle`, signal, async () => (await state())?.state === "stopped");
+    await calmly();
     const woken = count(await get(target(way)), `${name} ${way}, woken`);
     const how = (await state())?.how;
     if (how !== expected(way)) surprises.push(`${spec.name} was woken ${how ?? "otherwise"}`);
@@ -173,7 +185,10 @@ export async function experiment(options: ExperimentOptions): Promise<Measured> 
     await cluster.apply([records[way]]);
     const first = count(await get(target(way, firstLimitMs)), `${name} ${way}, first request`);
     if (failed(first))
-      throw new HakobuError("START_FAILED", `${name} ${way} does not answer: ${first.error ?? `status ${first.status}`}`);
+      throw new HakobuError(
+        "START_FAILED",
+        `${name} ${way} does not answer: ${first.error ?? `status ${first.status}`}`,
+      );
   }
   const image = (relocation: Relocation): string => {
     if (relocation.move.image === undefined)
@@ -200,6 +215,7 @@ export async function experiment(options: ExperimentOptions): Promise<Measured> 
       wakes[way].push(await wake(way));
     }
     say(`${name}: round ${round + 1}/${rounds}, bare restore`);
+    await calmly();
     floors.push(await floor.restore(records.warmed, warmed));
   }
   for (const way of ways) await cluster.delete(records[way].spec.name);
@@ -209,10 +225,15 @@ export async function experiment(options: ExperimentOptions): Promise<Measured> 
     failed: failures,
     surprises,
     runs: runs as Record<Way, PaperRun>,
-    steadyMs: median(Object.values(runs).flatMap(({ samples, slow }) => samples.filter((_, index) => index !== slow).map(({ ms }) => ms))),
+    steadyMs: median(
+      Object.values(runs).flatMap(({ samples, slow }) =>
+        samples.filter((_, index) => index !== slow).map(({ ms }) => ms),
+      ),
+    ),
     relocations,
     wakes,
     floors,
+    calm,
   };
 }
 

@@ -13,7 +13,13 @@ import { baseLayer } from "../../runtime/engines/runc/base-layer.js";
 import { findCgroups } from "../../runtime/engines/runc/cgroup.js";
 import { type Names, namesOf } from "../../runtime/engines/runc/names.js";
 import { bindsOf } from "../../runtime/engines/runc/oci-config.js";
-import { fillSandbox, hasSandbox, openSandbox, removeSandbox, type SandboxContext } from "../../runtime/engines/runc/sandbox.js";
+import {
+  fillSandbox,
+  hasSandbox,
+  openSandbox,
+  removeSandbox,
+  type SandboxContext,
+} from "../../runtime/engines/runc/sandbox.js";
 import { failed, get } from "../../runtime/experiment/load.js";
 
 export interface Floor {

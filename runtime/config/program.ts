@@ -60,7 +60,7 @@ const etcd = fields.section({
     .describe("start of every key"),
   ttl: fields
     .duration(2 * SECOND, 60 * SECOND)
-    .default(5 * SECOND)
+    .default(10 * SECOND)
     .describe("lease of a host: how long a dead one keeps what it owns"),
   callTimeout: fields
     .duration(50, 30 * SECOND)
