@@ -124,7 +124,7 @@ async function main(): Promise<void> {
     process.exitCode = 1;
   } finally {
     say("cleaning up");
-    for (const step of undo.reverse())
+    for (const step of undo.toReversed())
       await step().catch((error: unknown) => {
         console.error(`bench: ${reasonOf(error)}`);
         process.exitCode = 1;

@@ -206,6 +206,8 @@ export async function experiment(options: ExperimentOptions): Promise<Measured> 
   const warmed = image(relocations.warmed[0] as Relocation);
   const wakes = each((): number[] => []);
   const floors: number[] = [];
+  say(`${name}: bare restore, once without the clock`);
+  await floor.restore(records.warmed, warmed);
   for (let round = 0; round < rounds; round++) {
     for (let turn = 0; turn < ways.length; turn++) {
       const way = ways[(round + turn) % ways.length] as Way;

@@ -58,12 +58,12 @@ export function openFloor(directory: string, hidden: readonly string[]): Floor {
       try {
         openSandbox(context, names, launch);
         await fillSandbox(context, names, launch, image, AbortSignal.timeout(answerLimitMs));
-        const argv = [
-          ...[criu, "restore", "-v0", "-d", "-D", join(image, "criu"), "-W", names.bundle, "-o", "restore.log"],
-          ...["--pidfile", names.pidFile, "--root", names.root, "--inherit-fd", "fd[3]:extRootNetNS"],
-          ...bindsOf(names, spec).flatMap(({ source, target }) => ["--external", `mnt[${target}]:${source}`]),
-          ...["--network-lock", "skip", "--manage-cgroups=ignore", "--tcp-close", "--file-locks"],
-        ];
+        const argv = [criu, "restore", "-v0", "-d", "-D", join(image, "criu"), "-W", names.bundle].concat(
+          ["-o", "restore.log", "--pidfile", names.pidFile],
+          ["--root", names.root, "--inherit-fd", "fd[3]:extRootNetNS"],
+          bindsOf(names, spec).flatMap(({ source, target }) => ["--external", `mnt[${target}]:${source}`]),
+          ["--network-lock", "skip", "--manage-cgroups=ignore", "--tcp-close", "--file-locks"],
+        );
         return await timed(names, context.cgroups.of(names), argv, {
           address: names.address,
           port: spec.port,

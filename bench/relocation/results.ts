@@ -46,7 +46,7 @@ const titles: Readonly<Record<Way, string>> = {
 
 export function resultOf(measured: Measured): ApplicationResult {
   const { name, failed, requests, relocations, wakes, floors } = measured;
-  const slow = (way: Way): number => middle(relocations[way].map(({ ms }) => ms));
+  const slow = (way: Way): number => middle(relocations[way].map((each) => each.ms));
   return {
     name,
     failed,
@@ -63,15 +63,15 @@ export function resultOf(measured: Measured): ApplicationResult {
 }
 
 function partsOf(relocations: readonly Relocation[]): Record<string, number> {
-  const all = relocations.map(({ ms, move }) => {
+  const all = relocations.map(({ ms: slowMs, move }): Record<string, number> => {
     const responseMs = move.firstResponseMs ?? Number.NaN;
     return {
-      noticed: ms - move.claimMs - move.activateMs - responseMs,
+      noticed: slowMs - move.claimMs - move.activateMs - responseMs,
       claim: move.claimMs,
       "brought up": move.activateMs,
       ...move.phases,
       "first response": responseMs,
-    } as Record<string, number>;
+    };
   });
   const names = [...new Set(all.flatMap((parts) => Object.keys(parts)))];
   const last = "first response";

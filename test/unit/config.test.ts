@@ -402,7 +402,7 @@ describe("the configuration of the program", () => {
     assert.deepEqual(config.host.engines, ["runc", "process"]);
     assert.equal(config.host.id, "a");
     assert.equal(config.log.level, "warn");
-    assert.equal(config.etcd.ttlMs, 5000);
+    assert.equal(config.etcd.ttlMs, 10_000);
   });
 
   it("says for each problem whether the option, the variable or the line is wrong", async () => {
@@ -424,12 +424,12 @@ describe("the configuration of the program", () => {
 
   const proxyRefusals: readonly [why: string, settings: Record<string, string>, field: string][] = [
     ["hosts would be believed alive for too long", { "proxy.probe.fresh": "2s" }, "proxy.probe.fresh"],
-    ["a probe outlasts the lease", { "proxy.probe.timeout": "5s" }, "proxy.probe.timeout"],
+    ["a probe outlasts the lease", { "proxy.probe.timeout": "10s" }, "proxy.probe.timeout"],
     ["a request ends before its relocation", { "proxy.requestTimeout": "30s" }, "proxy.relocationTimeout"],
     ["the admin address is open to all", { "proxy.admin": "0.0.0.0:8081" }, "proxy.admin"],
     ["the admin address is the public one", { "proxy.admin": "127.0.0.1:8080" }, "proxy.admin"],
     ["waiting bodies could fill the memory", { "proxy.replayLimit": "1GiB" }, "proxy.replayLimit"],
-    ["one slow call would lose the lease", { "etcd.callTimeout": "3s" }, "etcd.callTimeout"],
+    ["one slow call would lose the lease", { "etcd.callTimeout": "6s" }, "etcd.callTimeout"],
     ["a lease is not whole seconds", { "etcd.ttl": "2500ms" }, "etcd.ttl"],
     ["certificates have no effect", { "etcd.tls.ca": "/etc/ca.pem" }, "etcd.tls"],
     ["a certificate has no key", { "etcd.endpoints": "https://a:1", "etcd.tls.cert": "/c.pem" }, "etcd.tls.cert"],

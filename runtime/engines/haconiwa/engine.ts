@@ -21,7 +21,7 @@ import { readOutputLog } from "../output-log.js";
 import { handlesTerm, identify, isRunning, signalProcess, waitUntil } from "../process-table.js";
 import { baseLayer } from "../runc/base-layer.js";
 import { type Cgroups, findCgroups } from "../runc/cgroup.js";
-import { type Criu, openCriu } from "../runc/criu.js";
+import { type Criu, openCriu, removeStaleMountPoints } from "../runc/criu.js";
 import { machineFingerprint, rootfsFingerprint } from "../runc/fingerprint.js";
 import { archiveCommand } from "../runc/rootfs.js";
 import { CriuService } from "./criu-service.js";
@@ -168,6 +168,7 @@ export class HaconiwaEngine implements Engine {
 
   async find(): Promise<readonly Instance[]> {
     const found: Instance[] = [];
+    removeStaleMountPoints();
     for (const container of containersIn(this.#directory)) {
       const names = this.#names(container);
       await this.#inTurn(container, async () => {
