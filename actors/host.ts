@@ -32,12 +32,16 @@ export interface HostDeps extends Omit<ContainerDeps, "engine"> {
 const checkEveryMs = 500;
 /** A pause of the event loop from which on this host does not trust what it knows. */
 const sleepMs = 2000;
+/** For a container that has another owner: it has nothing to lose but what it is writing. */
+const discardGraceMs = 1000;
 const joinPauseMs = 250;
 const joinPauseLimitMs = 5000;
 /** A planned move, with the drain of what is being answered and the start on the other host. */
 const moveLimitMs = 60_000;
 /** Containers that move away at once when the host drains. */
 const drainWidth = 4;
+/** Containers that are looked at, and stopped where they are lost, at once when the host joins. */
+const adoptWidth = 16;
 /** How long a claim may wait for a specification that its proxy knows and this host does not yet. */
 const specWaitMs = 1000;
 
@@ -469,7 +473,11 @@ export class HostActor {
       for (const instance of await engine.find()) found.set(instance.container, instance);
     const names = new Set([...found.keys(), ...this.#containers.keys()]);
     for (const placement of view.placements()) if (placement.host === this.#record.id) names.add(placement.container);
-    for (const name of names) {
+    const exclusiveFirst = [...names].sort((a, b) => Number(isExclusive(view, b)) - Number(isExclusive(view, a)));
+    const next = async (): Promise<void> => {
+      for (let name = exclusiveFirst.shift(); name !== undefined; name = exclusiveFirst.shift()) await look(name);
+    };
+    const look = async (name: string): Promise<void> => {
       const record = view.spec(name);
       const placement = view.placement(name);
       const actor = this.#containers.get(name);
@@ -487,18 +495,20 @@ export class HostActor {
         const sameSpec = instance?.specHash === record.hash;
         if (instance !== undefined && !sameSpec) await this.#discard(instance);
         await this.#acquire(record, outcome.placement, sameSpec ? instance : undefined);
-        continue;
+        return;
       }
       if (outcome?.kind === "lost" && outcome.placement !== undefined) view.learn(outcome.placement);
       log.info({ container: name, owner: view.placement(name)?.host }, "not this host's any more: stopped here");
       if (instance !== undefined) await this.#discard(instance);
       actor?.send({ type: "OWNERSHIP_LOST", reason: "another host took it while this one was away" });
-    }
+    };
+    await Promise.all(Array.from({ length: adoptWidth }, next));
   }
 
   async #discard(instance: Instance): Promise<void> {
     const engine = this.#deps.engines.get(instance.engine);
-    await engine?.stop(instance, 1000).catch((error: unknown) => {
+    const graceMs = isExclusive(this.#deps.view, instance.container) ? 0 : discardGraceMs;
+    await engine?.stop(instance, graceMs).catch((error: unknown) => {
       this.#deps.log.error({ container: instance.container, reason: reasonOf(error) }, "could not be stopped");
     });
   }
@@ -546,4 +556,8 @@ export class HostActor {
       look(value, context.reason);
     });
   }
+}
+
+function isExclusive(view: ClusterView, container: string): boolean {
+  return view.spec(container)?.spec.takeover === "exclusive";
 }

@@ -76,6 +76,8 @@ const attemptLimit = 4;
 const reportLimit = 100;
 /** How often a move that waits for the end of a lease looks whether the owner is heard again. */
 const leaseLookMs = 50;
+/** How long the stream may lag behind what a host says. */
+const streamLagMs = 1000;
 
 export class Relocations {
   readonly #deps: RelocationDeps;
@@ -285,11 +287,12 @@ export class Relocations {
   async #choose(context: RelocationContext, record: SpecRecord, signal: AbortSignal): Promise<ChooseOutcome> {
     const { view, reachability, clock } = this.#deps;
     const { name, takeover } = record.spec;
-    if (takeover === "exclusive" && context.tried.length === 0 && view.placement(name) !== undefined) {
+    if (takeover === "exclusive" && view.placement(name) !== undefined) {
       const limit = AbortSignal.any([signal, deadline(clock, context.deadlineMs, "the old lease did not end in time")]);
       const before = view.placement(name) as Placement;
       const host = view.host(before.host);
-      const silent = host !== undefined && reachability(host).state !== "trusted";
+      // A host that was asked here may have claimed it without its answer coming through.
+      const silent = host !== undefined && (reachability(host).state !== "trusted" || context.tried.includes(host.id));
       // It ends with the lease, or with an owner that is heard again: a false alarm.
       while (view.placement(name)?.epoch === before.epoch) {
         if (silent && reachability(host).state === "trusted") return { kind: "taken", owner: ownerOf(before) };
@@ -374,11 +377,21 @@ export class Relocations {
         return { kind: "active", activation: reply.activation };
       case "moved":
         if (reply.placement !== undefined) view.learn(reply.placement);
-        return { kind: "failed", why: "it lost the container again" };
+        return this.#lostAgain(record.spec.name, owner, signal);
       case "failed":
       case "unreachable":
         return { kind: "failed", why: reply.reason };
     }
+  }
+
+  /** The new owner does not own it any more: whoever does, as soon as the stream tells. */
+  async #lostAgain(container: string, { epoch }: Owner, signal: AbortSignal): Promise<ActivateOutcome> {
+    const { view, clock } = this.#deps;
+    const limit = AbortSignal.any([signal, deadline(clock, streamLagMs, "the stream lags")]);
+    await view.until(() => view.placement(container)?.epoch !== epoch, limit).catch(() => {});
+    const now = view.placement(container);
+    if (now !== undefined && now.epoch > epoch) return { kind: "taken", owner: ownerOf(now) };
+    return { kind: "failed", why: "it lost the container again" };
   }
 
   /** Makes a call to a host, and gives it up as soon as the host no longer answers probes. */

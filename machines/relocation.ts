@@ -43,7 +43,11 @@ export type ClaimOutcome =
   | { readonly kind: "stale"; readonly why: string }
   | { readonly kind: "refused"; readonly why: string };
 
-export type ActivateOutcome = { readonly kind: "active" } | { readonly kind: "failed"; readonly why: string };
+export type ActivateOutcome =
+  | { readonly kind: "active" }
+  /** It has been taken from the new owner meanwhile. */
+  | { readonly kind: "taken"; readonly owner: Owner }
+  | { readonly kind: "failed"; readonly why: string };
 
 export interface RelocationInput {
   readonly container: string;
@@ -206,6 +210,14 @@ export const relocationMachine = setup({
             guard: ({ event }) => event.output.kind === "active",
             target: "done",
             actions: assign({ ended: ({ context }) => ({ kind: "moved", owner: context.owner as Owner }) }),
+          },
+          {
+            guard: ({ event }) => event.output.kind === "taken",
+            target: "done",
+            actions: assign({
+              ended: ({ event }) =>
+                event.output.kind === "taken" ? { kind: "taken" as const, owner: event.output.owner } : undefined,
+            }),
           },
           {
             target: "choosing",

@@ -67,33 +67,37 @@ const hostSchema = z.object({
   draining: z.boolean(),
 }) satisfies z.ZodType<HostRecord>;
 
-const specSchema = z.object({
+/**
+ * What every specification has had from the start. Loose: fields that came later pass through as they were written, and whoever wrote
+ * them had them checked (runtime/config/spec.ts).
+ */
+const specSchema = z.looseObject({
   hash: z.string().min(1),
-  spec: z.object({
+  spec: z.looseObject({
     name: z.string().min(1),
     hostnames: z.array(z.string()),
-    engine: z.enum(["runc", "process"]),
+    engine: z.string().min(1),
     rootfs: z.string(),
     command: z.array(z.string()),
     cwd: z.string(),
     env: strings,
-    user: z.object({ uid: z.int(), gid: z.int() }),
+    user: z.looseObject({ uid: z.int(), gid: z.int() }),
     port,
-    mounts: z.array(z.object({ source: z.string(), target: z.string(), readOnly: z.boolean() })),
-    limits: z.object({ cpus: z.number(), memoryMiB: z.number(), pids: z.number() }),
+    mounts: z.array(z.looseObject({ source: z.string(), target: z.string(), readOnly: z.boolean() })),
+    limits: z.looseObject({ cpus: z.number(), memoryMiB: z.number(), pids: z.number() }),
     idleTimeoutMs: duration,
     startTimeoutMs: duration,
     stopGraceMs: duration,
-    checkpoint: z.object({
+    checkpoint: z.looseObject({
       onReady: z.boolean(),
       at: z.enum(["listen", "warm"]),
       warmup: z.string(),
       timeoutMs: duration,
     }),
     takeover: z.enum(["fast", "confirmed", "exclusive"]),
-    probe: z.object({ timeoutMs: duration }),
+    probe: z.looseObject({ timeoutMs: duration }),
   }),
-}) satisfies z.ZodType<SpecRecord>;
+});
 
 const placementSchema = z.object({
   host: z.string().min(1),
@@ -112,7 +116,7 @@ export function decodeHost(id: string, { value }: KeyValue): HostRecord | undefi
 }
 
 export function decodeSpec(name: string, { value }: KeyValue): SpecRecord | undefined {
-  const record = read(specSchema, value);
+  const record = read(specSchema, value) as SpecRecord | undefined;
   return record?.spec.name === name ? record : undefined;
 }
 

@@ -85,10 +85,12 @@ export class Carrier {
     const trace = new RequestTrace(tracer, incoming);
     const hostname = hostnameOf(incoming);
     const record = view.specForHostname(hostname);
-    if (record === undefined) {
-      const unknown = view.connected ? 404 : 503;
-      return say(outgoing, unknown, `No application answers to "${hostname}" here. See: hakobu get\n`, trace);
+    if (record === undefined && !view.connected) {
+      const text = `Nothing is known of "${hostname}" while the placement store is away: ${view.disconnectedReason}.\n`;
+      return say(outgoing, 503, text, trace, 1);
     }
+    if (record === undefined)
+      return say(outgoing, 404, `No application answers to "${hostname}" here. See: hakobu get\n`, trace);
     if (hasPassed(incoming, via))
       return say(outgoing, 508, "This request has passed Hakobu before: it runs in a circle.\n", trace);
     const body = hasBody(incoming) ? new ReplayBody(incoming, replayLimitBytes) : undefined;

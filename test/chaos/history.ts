@@ -1,7 +1,8 @@
 // What happened in a run, and the proof that it was right. Knows nothing of how it was made: a history can be planted.
 //
-//   V1  An exclusive container never has two owners: no copy answers while another does, or after a newer epoch has answered;
-//       and no two copies are alive at once, unless the agent that would have killed one was itself stopped or killed.
+//   V1  An exclusive container never has two owners: no copy takes a request after a newer one has, or is at work on one beside
+//       it, or is alive beside it. Excused, and measured: a copy whose agent stood still or was killed finishes what it had begun
+//       and stays alive until that agent looks after it again. Only what it writes to can keep it off then, by its epoch.
 //   V2  A fast or confirmed one has two for at most `bounds.overlapMs`.
 //   V3  One after the other through one proxy, answers never come from an older epoch than before.
 //   V4  A POST is executed at most once, and a POST that was answered with 200 was executed.
@@ -132,18 +133,18 @@ export function check(history: History): Verdict {
     const { copies, runs } = read(history.lines.get(container) ?? []);
     executions += runs.length;
     for (const run of runs) executed.set(run.id, [...(executed.get(run.id) ?? []), run]);
-    for (const overlap of servingOverlaps(runs)) {
-      overlapMs[takeover] = Math.max(overlapMs[takeover], overlap.ms);
-      const text = `${overlap.older} answered until ${overlap.ms} ms after ${overlap.newer} had begun to`;
-      if (takeover === "exclusive") found({ kind: "two owners", container, atMs: overlap.atMs, text });
-      else if (overlap.ms > history.bounds.overlapMs)
-        found({ kind: "long overlap", container, atMs: overlap.atMs, text });
+    const unguarded = (copy: Copy, atMs: number): boolean =>
+      (history.agentsAway.get(copy.host) ?? []).some((span) => span.fromMs <= atMs && span.toMs >= atMs);
+    for (const { older, newer, atMs, ms, begunMs } of servingOverlaps(runs)) {
+      overlapMs[takeover] = Math.max(overlapMs[takeover], ms);
+      const text = `${older.key} answered until ${ms} ms after ${newer.key} had begun to`;
+      if (takeover === "exclusive") {
+        if (begunMs > atMs || !unguarded(older, atMs)) found({ kind: "two owners", container, atMs, text });
+      } else if (ms > history.bounds.overlapMs) found({ kind: "long overlap", container, atMs, text });
     }
     for (const { older, newer, ms } of copyOverlaps(copies)) {
       twoCopiesMs[takeover] = Math.max(twoCopiesMs[takeover], ms);
-      if (takeover !== "exclusive") continue;
-      const away = history.agentsAway.get(older.host) ?? [];
-      if (away.some((span) => span.fromMs <= newer.firstMs && span.toMs >= newer.firstMs)) continue;
+      if (takeover !== "exclusive" || unguarded(older, newer.firstMs)) continue;
       const text = `${older.key} was alive until ${ms} ms after ${newer.key} had appeared`;
       found({ kind: "two copies", container, atMs: newer.firstMs, text });
     }
@@ -208,18 +209,23 @@ function read(lines: readonly JournalLine[]): { copies: Copy[]; runs: Execution[
 }
 
 /** Pairs of copies of which the older one, by epoch, or by who began first, answered after the newer one had begun to. */
-function servingOverlaps(runs: readonly Execution[]): { older: string; newer: string; atMs: number; ms: number }[] {
-  const served = new Map<Copy, { fromMs: number; toMs: number }>();
+function servingOverlaps(
+  runs: readonly Execution[],
+): { older: Copy; newer: Copy; atMs: number; ms: number; /** The older one's last request. */ begunMs: number }[] {
+  const served = new Map<Copy, { fromMs: number; begunMs: number; toMs: number }>();
   for (const { copy, beginMs, endMs } of runs) {
     const span = served.get(copy);
-    if (span === undefined) served.set(copy, { fromMs: beginMs, toMs: endMs });
-    else span.toMs = Math.max(span.toMs, endMs);
+    if (span === undefined) served.set(copy, { fromMs: beginMs, begunMs: beginMs, toMs: endMs });
+    else {
+      span.begunMs = beginMs;
+      span.toMs = Math.max(span.toMs, endMs);
+    }
   }
   const byAge = [...served].sort(([a, x], [b, y]) => a.epoch - b.epoch || x.fromMs - y.fromMs);
   return byAge.flatMap(([newer, after], index) =>
     byAge.slice(0, index).flatMap(([older, before]) => {
       const ms = before.toMs - after.fromMs;
-      return ms > 0 ? [{ older: older.key, newer: newer.key, atMs: after.fromMs, ms }] : [];
+      return ms > 0 ? [{ older, newer, atMs: after.fromMs, ms, begunMs: before.begunMs }] : [];
     }),
   );
 }
