@@ -7,6 +7,7 @@
 //       that takes its image with it (set aside).
 import { type Actor, createActor, fromPromise } from "xstate";
 import { type ContainerEvent, containerMachine, type RestoreOutcome } from "../machines/container.js";
+import type { Admission } from "./admission.js";
 import { HakobuError, reasonOf } from "./hakobu-error.js";
 import { type Clock, deadline, delay } from "./ports/clock.js";
 import type { Engine, Instance, Launch, Phases } from "./ports/engine.js";
@@ -26,6 +27,8 @@ export interface ContainerDeps {
   readonly tracer: Tracer;
   readonly log: Log;
   readonly registry: ActorRegistry;
+  /** Shared by all containers of the host. */
+  readonly admission: Admission;
 }
 
 /** How often a starting application is asked whether it listens or answers. */
@@ -61,8 +64,8 @@ export class ContainerActor {
     this.#lastActivityMs = deps.clock.now();
     const machine = containerMachine.provide({
       actors: {
-        restore: fromPromise(({ signal }) => this.#operate(this.#restore(signal))),
-        start: fromPromise(({ signal }) => this.#operate(this.#start(signal))),
+        restore: fromPromise(({ signal }) => this.#operate(this.#admitted(signal, () => this.#restore(signal)))),
+        start: fromPromise(({ signal }) => this.#operate(this.#admitted(signal, () => this.#start(signal)))),
         checkpoint: fromPromise(({ signal }) => this.#operate(this.#checkpoint(signal))),
         drain: fromPromise(({ signal }) => this.#drain(signal)),
         stop: fromPromise(() => this.#stop()),
@@ -195,6 +198,10 @@ export class ContainerActor {
   abandon(): void {
     this.#deps.clock.clearTimeout(this.#idleTimer);
     this.#actor.stop();
+  }
+
+  #admitted<T>(signal: AbortSignal, work: () => Promise<T>): Promise<T> {
+    return this.#deps.admission.run(signal, work);
   }
 
   /** Remembers what is under way, so that a stop begins only when what it interrupts has cleaned up after itself. */

@@ -8,6 +8,7 @@
 //       An exclusive container is served only while the lease is proven; others also while nobody has taken them.
 import { type Actor, createActor, fromPromise } from "xstate";
 import { hostMachine } from "../machines/host.js";
+import { Admission } from "./admission.js";
 import type { ClusterView, Noticed } from "./cluster-view.js";
 import { candidates } from "./candidates.js";
 import { ContainerActor, type ContainerDeps } from "./container.js";
@@ -19,7 +20,9 @@ import type { HostRecord, Membership, Placement, PlacementStore, SpecRecord } fr
 import type { Prober } from "./ports/prober.js";
 import type { TraceContext } from "./ports/tracer.js";
 
-export interface HostDeps extends Omit<ContainerDeps, "engine"> {
+export interface HostDeps extends Omit<ContainerDeps, "engine" | "admission"> {
+  /** Containers that may come up at the same time; more only make each other late. */
+  readonly startsAtOnce: number;
   readonly engines: ReadonlyMap<string, Engine>;
   readonly store: PlacementStore;
   readonly view: ClusterView;
@@ -50,6 +53,7 @@ export class HostActor {
   readonly #containers = new Map<string, ContainerActor>();
   readonly #actor: Actor<typeof hostMachine>;
   readonly #following = new AbortController();
+  readonly #admission: Admission;
   readonly #handingOver = new Set<string>();
   #record: HostRecord;
   #membership: Membership | undefined;
@@ -66,6 +70,7 @@ export class HostActor {
   constructor(deps: HostDeps, record: HostRecord) {
     this.#deps = deps;
     this.#record = record;
+    this.#admission = new Admission(deps.startsAtOnce);
     this.#tickMs = deps.clock.now();
     this.#actor = createActor(
       hostMachine.provide({
@@ -379,7 +384,7 @@ export class HostActor {
       await before.whenLeft();
     }
     const engine = engines.get(record.spec.engine) as Engine;
-    const container = new ContainerActor({ ...this.#deps, engine, registry }, record, placement.epoch, adopted);
+    const container = new ContainerActor({ ...this.#deps, engine, registry, admission: this.#admission }, record, placement.epoch, adopted);
     this.#containers.set(name, container);
     log.info({ container: name, epoch: placement.epoch, from: placement.from, reason: placement.reason }, "owned");
     void container.whenLeft().then(() => this.#forget(container));

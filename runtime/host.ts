@@ -3,6 +3,7 @@
 import { randomUUID } from "node:crypto";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
+import { availableParallelism } from "node:os";
 import { ClusterView } from "../actors/cluster-view.js";
 import { HostActor } from "../actors/host.js";
 import type { Clock } from "../actors/ports/clock.js";
@@ -16,6 +17,7 @@ import { ActorRegistry } from "../actors/registry.js";
 import { controlApi } from "./dispatcher/control.js";
 import { Dispatcher } from "./dispatcher/dispatcher.js";
 import { header } from "./dispatcher/protocol.js";
+import { httpHooks } from "./dispatcher/hooks.js";
 import { httpReadiness } from "./dispatcher/readiness.js";
 import { Pools, SOCKET_HIGH_WATER_MARK } from "./forwarding/pools.js";
 import { upgradeResponse } from "./forwarding/upgrade.js";
@@ -35,6 +37,8 @@ export interface HostOptions {
   readonly log: Log;
   readonly capacity?: number;
   readonly fingerprint?: Readonly<Record<string, string>>;
+  /** Containers that may come up at the same time. Default: one for each processor, at least 2. */
+  readonly startsAtOnce?: number;
   readonly maxWaiting?: number;
   readonly replayLimitBytes?: number;
   readonly requestTimeoutMs?: number;
@@ -72,9 +76,11 @@ export async function createHost(options: HostOptions, signal?: AbortSignal): Pr
       store,
       view,
       images,
+      startsAtOnce: options.startsAtOnce ?? Math.max(2, availableParallelism()),
       prober: new TcpProber(),
       hosts: new HttpHostClient((host) => pools.get(host)),
       readiness: httpReadiness,
+      hooks: httpHooks(id),
       clock,
       tracer,
       log,

@@ -30,6 +30,8 @@ const hostname = fields.field(
   },
 );
 
+const requestPath = fields.text("the path of a request, such as /health", /^\/[\x21-\x7e]*$/);
+
 function list<T>(item: z.ZodType<T>, expected: string, least = 0): z.ZodType<T[]> {
   const message = (issue: { input?: unknown }): string =>
     issue.input === undefined ? `expected ${expected}, it is missing` : `expected ${expected}`;
@@ -82,8 +84,13 @@ const schema = fields.block({
   checkpoint: fields.section({
     onReady: fields.flag.optional(),
     at: fields.oneOf("listen", "warm").default("warm"),
-    warmup: fields.text("the path of a request, such as /health", /^\/[\x21-\x7e]*$/).default("/"),
+    warmup: requestPath.default("/"),
     timeout: fields.duration(SECOND, HOUR).default(60 * SECOND),
+  }),
+  hooks: fields.section({
+    beforeCheckpoint: requestPath.optional(),
+    afterRestore: requestPath.optional(),
+    timeout: fields.duration(10, 10 * 60 * SECOND).default(2 * SECOND),
   }),
   takeover: fields.oneOf("fast", "confirmed", "exclusive").default("fast"),
   probe: fields.section({
@@ -108,6 +115,11 @@ function contradictions(value: unknown): Problem[] {
     refuse(["rootfs"], "the process engine runs on the host's own root: leave rootfs out, or set engine: runc");
   if (process && checkpoint["onReady"] === true)
     refuse(["checkpoint", "onReady"], "the process engine takes no checkpoints: leave it out, or set engine: runc");
+  const hooks = asSection(spec["hooks"]);
+  if (process && spec["hooks"] !== undefined)
+    refuse(["hooks"], "the process engine takes no checkpoints: leave them out, or set engine: runc");
+  if (hooks["timeout"] !== undefined && Object.keys(hooks).length === 1)
+    refuse(["hooks", "timeout"], "is of no hook: name beforeCheckpoint or afterRestore, or leave it out");
   if (checkpoint["at"] === "listen" && checkpoint["warmup"] !== undefined)
     refuse(["checkpoint", "warmup"], "is not requested with at: listen: leave one of the two out");
   for (const key of Object.keys(asSection(spec["env"])))
@@ -146,6 +158,7 @@ function asSection(value: unknown): Readonly<Record<string, unknown>> {
 
 function specOf(form: Form): ContainerSpec {
   const { limits, checkpoint } = form;
+  const { timeout: timeoutMs, ...hooks } = form.hooks;
   return {
     name: form.name,
     hostnames: form.hostnames ?? [`${form.name}.localhost`],
@@ -167,6 +180,7 @@ function specOf(form: Form): ContainerSpec {
       warmup: checkpoint.warmup,
       timeoutMs: checkpoint.timeout,
     },
+    ...(Object.keys(hooks).length === 0 ? {} : { hooks: { ...hooks, timeoutMs } }),
     takeover: form.takeover,
     probe: {
       timeoutMs: form.probe.timeout,

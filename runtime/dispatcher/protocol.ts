@@ -9,6 +9,8 @@ export const header = {
   verdict: "hakobu-verdict",
   /** On a response that had to wait for its container: how that came up. */
   activation: "hakobu-activation",
+  /** On a call of the application's hooks: which one. Never on a client's request. */
+  hook: "hakobu-hook",
 } as const;
 
 export const path = {
