@@ -5,6 +5,8 @@
 //   A2  Requests are counted in and out; nothing is stopped or imaged on purpose while one is being answered.
 //   A3  An image that was restored is trusted from the first answer that the restored copy gave; a copy that dies before
 //       that takes its image with it (set aside).
+//   A4  No request reaches a restored copy before its afterRestore hook has succeeded; a copy whose hook failed is stopped, for
+//       it may hold another copy's secrets.
 import { type Actor, createActor, fromPromise } from "xstate";
 import { type ContainerEvent, containerMachine, type RestoreOutcome } from "../machines/container.js";
 import type { Admission } from "./admission.js";
@@ -12,10 +14,12 @@ import { HakobuError, reasonOf } from "./hakobu-error.js";
 import { type Clock, deadline, delay } from "./ports/clock.js";
 import type { Engine, Instance, Launch, Phases } from "./ports/engine.js";
 import type { Activation } from "./ports/host-client.js";
+import type { HookReason, Hooks } from "./ports/hooks.js";
 import type { Image, ImageStore } from "./ports/image-store.js";
 import type { Log } from "./ports/log.js";
 import type { SpecRecord } from "./ports/placement-store.js";
 import type { Readiness } from "./ports/readiness.js";
+import type { ContainerSpec } from "./ports/spec.js";
 import type { Span, TraceContext, Tracer } from "./ports/tracer.js";
 import type { ActorRegistry } from "./registry.js";
 
@@ -23,6 +27,7 @@ export interface ContainerDeps {
   readonly engine: Engine;
   readonly images: ImageStore;
   readonly readiness: Readiness;
+  readonly hooks: Hooks;
   readonly clock: Clock;
   readonly tracer: Tracer;
   readonly log: Log;
@@ -229,12 +234,14 @@ export class ContainerActor {
       span.set({ image: image.directory, bytes: image.bytes });
       try {
         const launched = await engine.restore(this.#launch(), image.directory, signal);
+        this.#instance = launched.instance;
+        const hook = await this.#afterRestore(launched.instance, "golden", signal);
         this.#running(launched.instance, span, {
           how: "restored",
           epoch: this.epoch,
           image: image.directory,
           bytes: image.bytes,
-          phases: launched.phases,
+          phases: [...launched.phases, ...hook],
         });
         this.#unproven = image;
         span.end();
@@ -250,6 +257,38 @@ export class ContainerActor {
       span.end(error);
       throw error;
     }
+  }
+
+  /** @throws HakobuError RESTORE_FAILED when the application did not answer with success: then the copy is stopped (A4) */
+  async #afterRestore(instance: Instance, reason: HookReason, signal: AbortSignal): Promise<Phases> {
+    try {
+      return await this.#hook("afterRestore", instance, reason, signal);
+    } catch (error) {
+      // Whoever aborted stops it.
+      if (signal.aborted) throw error;
+      await this.#deps.engine.stop(instance, 0);
+      this.#instance = undefined;
+      throw new HakobuError("RESTORE_FAILED", reasonOf(error), { cause: error });
+    }
+  }
+
+  /** Nothing where the specification names none. */
+  async #hook(
+    name: "beforeCheckpoint" | "afterRestore",
+    instance: Instance,
+    reason: HookReason,
+    signal: AbortSignal,
+  ): Promise<Phases> {
+    const { hooks, clock } = this.#deps;
+    const { spec } = this.#record;
+    const path = spec.hooks?.[name];
+    if (spec.hooks === undefined || path === undefined) return [];
+    const { timeoutMs } = spec.hooks;
+    const late = deadline(clock, timeoutMs, `hook ${name} did not answer within ${timeoutMs} ms (hooks.timeout)`);
+    const limit = AbortSignal.any([signal, late]);
+    const begunMs = clock.now();
+    await hooks.call(instance, hostnameOf(spec), { name, path, epoch: this.epoch, reason }, limit);
+    return [{ name: `${name} hook`, ms: clock.now() - begunMs }];
   }
 
   async #start(signal: AbortSignal): Promise<void> {
@@ -301,7 +340,7 @@ export class ContainerActor {
   async #answers(instance: Instance, signal: AbortSignal): Promise<void> {
     const { readiness, engine, clock } = this.#deps;
     const { spec } = this.#record;
-    const hostname = spec.hostnames.find((each) => !each.includes("*")) ?? "localhost";
+    const hostname = hostnameOf(spec);
     for (;;) {
       const outcome = await readiness.get(instance, hostname, spec.checkpoint.warmup, signal).catch(reasonOf);
       if (typeof outcome === "number" && outcome < 500) return;
@@ -331,7 +370,8 @@ export class ContainerActor {
     try {
       const draft = await images.begin(this.name, this.epoch);
       try {
-        const phases = await engine.checkpoint(instance, spec, draft.directory, limit);
+        const hook = await this.#hook("beforeCheckpoint", instance, "golden", limit);
+        const phases = [...hook, ...(await engine.checkpoint(instance, spec, draft.directory, limit))];
         const image = await draft.publish({
           container: this.name,
           epoch: this.epoch,
@@ -427,6 +467,11 @@ export class ContainerActor {
       Math.max(1, this.inFlight > 0 ? idleMs : idleMs - sinceMs),
     );
   }
+}
+
+/** What requests of Hakobu's own carry as their host name. */
+function hostnameOf({ hostnames }: ContainerSpec): string {
+  return hostnames.find((each) => !each.includes("*")) ?? "localhost";
 }
 
 /** Phases that ran one after the other until now, as child spans. */

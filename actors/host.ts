@@ -12,6 +12,7 @@ import { Admission } from "./admission.js";
 import type { ClusterView, Noticed } from "./cluster-view.js";
 import { candidates } from "./candidates.js";
 import { ContainerActor, type ContainerDeps } from "./container.js";
+import { follow } from "./follow.js";
 import { HakobuError, reasonOf } from "./hakobu-error.js";
 import { deadline, delay } from "./ports/clock.js";
 import type { Engine, Instance } from "./ports/engine.js";
@@ -88,7 +89,7 @@ export class HostActor {
     });
     deps.registry.register(`host/${record.id}`, this.#actor.start());
     this.#stopNoticing = deps.view.onChange((noticed) => this.#notice(noticed));
-    this.#viewReady = this.#follow();
+    this.#viewReady = follow(deps.store, deps.view, deps.log, this.#following.signal);
   }
 
   get record(): HostRecord {
@@ -362,7 +363,7 @@ export class HostActor {
       case "confirmed": {
         const host = view.host(owner.host);
         if (host === undefined) return undefined;
-        const result = await prober.probe(host, record.spec.probe.timeoutMs);
+        const result = await prober.probe(host, record.spec.probe.timeoutMs, record.spec.probe.kind);
         if (result.kind === "alive") return { kind: "moved", placement: owner };
         return undefined;
       }
@@ -384,7 +385,12 @@ export class HostActor {
       await before.whenLeft();
     }
     const engine = engines.get(record.spec.engine) as Engine;
-    const container = new ContainerActor({ ...this.#deps, engine, registry, admission: this.#admission }, record, placement.epoch, adopted);
+    const container = new ContainerActor(
+      { ...this.#deps, engine, registry, admission: this.#admission },
+      record,
+      placement.epoch,
+      adopted,
+    );
     this.#containers.set(name, container);
     log.info({ container: name, epoch: placement.epoch, from: placement.from, reason: placement.reason }, "owned");
     void container.whenLeft().then(() => this.#forget(container));
@@ -426,25 +432,6 @@ export class HostActor {
       case "host":
         return;
     }
-  }
-
-  /** @returns when the view holds everything there is; then goes on by itself. */
-  #follow(): Promise<void> {
-    const { store, view, log } = this.#deps;
-    const signal = this.#following.signal;
-    return new Promise((resolve) => {
-      void (async () => {
-        try {
-          for await (const change of store.follow(signal)) {
-            if (change.kind === "disconnected") log.warn({ reason: change.reason }, "placement store: interrupted");
-            view.apply(change);
-            if (change.kind === "reset") resolve();
-          }
-        } catch (error) {
-          if (!signal.aborted) log.error({ error: reasonOf(error) }, "placement store: stream ended");
-        }
-      })();
-    });
   }
 
   async #join(signal: AbortSignal): Promise<void> {

@@ -280,7 +280,8 @@ export class Relocations {
   async #probe(context: RelocationContext, record: SpecRecord): Promise<"alive" | "dead"> {
     const host = context.owner === undefined ? undefined : this.#deps.view.host(context.owner.host);
     if (host === undefined) return "dead";
-    const result = await this.#deps.reachability(host).probe(record.spec.probe.timeoutMs);
+    const { timeoutMs, kind } = record.spec.probe;
+    const result = await this.#deps.reachability(host).probe(timeoutMs, kind);
     return result.kind === "alive" ? "alive" : "dead";
   }
 

@@ -22,7 +22,7 @@ import { httpReadiness } from "./dispatcher/readiness.js";
 import { Pools, SOCKET_HIGH_WATER_MARK } from "./forwarding/pools.js";
 import { upgradeResponse } from "./forwarding/upgrade.js";
 import { listen, shut } from "./http-server.js";
-import { TcpProber } from "./probes/tcp.js";
+import { ProberByKind } from "./probes/by-kind.js";
 import { HttpHostClient } from "./proxy/host-client.js";
 import { systemClock } from "./system-clock.js";
 
@@ -66,6 +66,7 @@ export async function createHost(options: HostOptions, signal?: AbortSignal): Pr
   const { id, store, log, images, clock = systemClock, tracer = noTracing, registry = new ActorRegistry() } = options;
   const view = new ClusterView();
   const pools = new Pools({ connectTimeoutMs: 1000 });
+  const prober = new ProberByKind("tcp", log);
   const server = createServer({ highWaterMark: SOCKET_HIGH_WATER_MARK, keepAliveTimeout: 65_000, requestTimeout: 0 });
   await listen(server, options.listen);
   const bound = server.address() as AddressInfo;
@@ -77,7 +78,7 @@ export async function createHost(options: HostOptions, signal?: AbortSignal): Pr
       view,
       images,
       startsAtOnce: options.startsAtOnce ?? Math.max(2, availableParallelism()),
-      prober: new TcpProber(),
+      prober,
       hosts: new HttpHostClient((host) => pools.get(host)),
       readiness: httpReadiness,
       hooks: httpHooks(id),
@@ -129,12 +130,14 @@ export async function createHost(options: HostOptions, signal?: AbortSignal): Pr
       end(async () => {
         await actor.close(drain);
         await shut(server);
+        prober.close();
         await pools.close();
       }),
     destroy: () =>
       end(async () => {
         actor.abandon();
         await shut(server);
+        prober.close();
         await pools.close();
       }),
   };

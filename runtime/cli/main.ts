@@ -36,5 +36,6 @@ doctorCommand(program);
 try {
   await program.parseAsync();
 } catch (error) {
-  process.exitCode = fail(error);
+  // Whatever it had opened would keep the process.
+  process.exit(fail(error));
 }

@@ -54,6 +54,7 @@ async function runProxy(options: Given): Promise<void> {
     ...proxy,
     freshMs: proxy.probe.freshMs,
     probeTimeoutMs: proxy.probe.timeoutMs,
+    probeKind: proxy.probe.kind,
     store,
     log,
     tracer: tracing.tracer,

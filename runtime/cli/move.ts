@@ -50,7 +50,10 @@ export function moveCommands(program: Command): void {
       line.done();
       const stay = status.containers.map(({ name }) => name);
       if (stay.length > 0)
-        throw new HakobuError("UNAVAILABLE", `nobody took ${stay.join(", ")} from ${id}: see its log, then drain again`);
+        throw new HakobuError(
+          "UNAVAILABLE",
+          `nobody took ${stay.join(", ")} from ${id}: see its log, then drain again`,
+        );
       console.log(`${id} is empty and takes no containers. To take it back: hakobu undrain ${id}`);
     });
 

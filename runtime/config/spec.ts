@@ -88,8 +88,8 @@ const schema = fields.block({
     timeout: fields.duration(SECOND, HOUR).default(60 * SECOND),
   }),
   hooks: fields.section({
-    beforeCheckpoint: requestPath.optional(),
-    afterRestore: requestPath.optional(),
+    beforeCheckpoint: requestPath.exactOptional(),
+    afterRestore: requestPath.exactOptional(),
     timeout: fields.duration(10, 10 * 60 * SECOND).default(2 * SECOND),
   }),
   takeover: fields.oneOf("fast", "confirmed", "exclusive").default("fast"),

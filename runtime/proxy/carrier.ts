@@ -178,7 +178,8 @@ export class Carrier {
 
   /** The new host has found the old one alive (`takeover: confirmed`), and this proxy does not reach it: waits a moment. */
   async #keptWaiting(journey: Journey, { host, placement, reachability }: Owner, { ended }: Move): Promise<boolean> {
-    if (ended.kind !== "taken" || ended.owner.epoch !== placement.epoch || reachability.state === "trusted") return false;
+    if (ended.kind !== "taken" || ended.owner.epoch !== placement.epoch || reachability.state === "trusted")
+      return false;
     if (this.#options.clock.now() + keptPauseMs > journey.endMs) {
       const text = `${journey.record.spec.name} stays on ${host.id}, which answers other hosts and not this proxy`;
       throw new HakobuError("UNAVAILABLE", text, { retryable: true });

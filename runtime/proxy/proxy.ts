@@ -3,7 +3,7 @@
 import type { AddressInfo } from "node:net";
 import Koa from "koa";
 import { ClusterView } from "../../actors/cluster-view.js";
-import { reasonOf } from "../../actors/hakobu-error.js";
+import { follow } from "../../actors/follow.js";
 import type { Clock } from "../../actors/ports/clock.js";
 import type { Log } from "../../actors/ports/log.js";
 import type { HostRecord, PlacementStore } from "../../actors/ports/placement-store.js";
@@ -67,13 +67,20 @@ export async function createProxy(options: ProxyOptions): Promise<HakobuProxy> {
   const prober: Prober = options.prober ?? (ownProber as ProberByKind);
   const view = new ClusterView();
   const pools = new Pools();
-  const actors = new Map<string, { readonly actor: ReachabilityActor; readonly incarnation: string; readonly target: Target }>();
+  const actors = new Map<
+    string,
+    { readonly actor: ReachabilityActor; readonly incarnation: string; readonly target: Target }
+  >();
 
   function reachability(host: HostRecord): ReachabilityActor {
     const known = actors.get(host.id);
     if (known?.incarnation === host.incarnation) return known.actor;
     known?.actor.stop();
-    const actor = new ReachabilityActor({ clock, prober, registry }, host.id, host, { freshMs, probeTimeoutMs, probeKind });
+    const actor = new ReachabilityActor({ clock, prober, registry }, host.id, host, {
+      freshMs,
+      probeTimeoutMs,
+      probeKind,
+    });
     actors.set(host.id, { actor, incarnation: host.incarnation, target: { address: host.address, port: host.port } });
     return actor;
   }
@@ -118,21 +125,6 @@ export async function createProxy(options: ProxyOptions): Promise<HakobuProxy> {
     return carrier.carry(ctx.req, ctx.res);
   };
 
-  const following = new AbortController();
-  const filled = new Promise<void>((resolve) => {
-    void (async () => {
-      try {
-        for await (const change of store.follow(following.signal)) {
-          if (change.kind === "disconnected") log.warn({ reason: change.reason }, "placement store: interrupted");
-          view.apply(change);
-          if (change.kind === "reset") resolve();
-        }
-      } catch (error) {
-        if (!following.signal.aborted) log.error({ error: reasonOf(error) }, "placement store: stream ended");
-      }
-    })();
-  });
-
   const app = new Koa();
   app.silent = true;
   app.use(middleware);
@@ -145,7 +137,8 @@ export async function createProxy(options: ProxyOptions): Promise<HakobuProxy> {
     throw error;
   });
   const bound = server.address() as AddressInfo;
-  await filled;
+  const following = new AbortController();
+  await follow(store, view, log, following.signal);
   let closed: Promise<void> | undefined;
   return {
     middleware,

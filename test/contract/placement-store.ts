@@ -360,7 +360,7 @@ export function specNamed(name: string, hash = "first"): SpecRecord {
       stopGraceMs: 5000,
       checkpoint: { onReady: true, at: "warm", warmup: "/", timeoutMs: 10_000 },
       takeover: "fast",
-      probe: { timeoutMs: 100 },
+      probe: { timeoutMs: 100, kind: "icmp" },
     },
   };
 }

@@ -287,7 +287,7 @@ describe("the hash of a specification", () => {
       { startTimeoutMs: 1000 },
       { stopGraceMs: 0 },
       { takeover: "exclusive" },
-      { probe: { timeoutMs: 50 } },
+      { probe: { timeoutMs: 50, kind: "icmp" } },
       { checkpoint: { ...spec.checkpoint, onReady: false, timeoutMs: 1000 } },
       { env: { B: "2", A: "1" } },
     ];

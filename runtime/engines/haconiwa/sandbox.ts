@@ -5,6 +5,7 @@ import { dirname, join } from "node:path";
 import type { Launch } from "../../../actors/ports/engine.js";
 import { removeInstance } from "../instance-file.js";
 import { openOutputLog } from "../output-log.js";
+import { fillRunDirectory } from "../run-directory.js";
 import { type Cgroups, createCgroup, hasCgroup, removeCgroup } from "../runc/cgroup.js";
 import { type Bind, bindsOf } from "../runc/oci-config.js";
 import { layerArchive, mountRootfs, mountsBelow, resolveInside, unmountRootfs } from "../runc/rootfs.js";
@@ -27,13 +28,13 @@ export interface Sandbox {
 export async function makeSandbox(
   { hostId, cgroups, baseLayer }: SandboxContext,
   names: HaconiwaNames,
-  { spec, epoch }: Launch,
+  launch: Launch,
   image: string | undefined,
   signal: AbortSignal,
 ): Promise<Sandbox> {
-  for (const directory of [names.run, names.bundle]) mkdirSync(directory, { recursive: true, mode: 0o755 });
-  writeFileSync(join(names.run, "epoch"), `${epoch}\n`);
-  writeFileSync(join(names.run, "host"), `${hostId}\n`);
+  const { spec } = launch;
+  mkdirSync(names.bundle, { recursive: true, mode: 0o755 });
+  fillRunDirectory(names.run, hostId, launch);
   await openOutputLog(names.outputLog, spec.user);
   const binds = bindsOf(names, spec);
   const unlimited = createCgroup(cgroups, names, spec.limits);

@@ -1,11 +1,12 @@
 // All of a container but its processes: network namespace, control group, root file system. A step of its own, so that it can
 // be made ahead of time.
-import { existsSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import type { Launch, Phases } from "../../../actors/ports/engine.js";
 import { runCommand } from "../command.js";
 import { removeInstance } from "../instance-file.js";
 import { openOutputLog } from "../output-log.js";
+import { fillRunDirectory } from "../run-directory.js";
 import { type Cgroups, createCgroup, hasCgroup, removeCgroup } from "./cgroup.js";
 import type { Names } from "./names.js";
 import { createNetwork, hasNetwork, removeNetwork } from "./network.js";
@@ -26,11 +27,10 @@ export interface SandboxContext {
  * The first half, at once: directories, and the control group that a process may enter already.
  * @returns what could not be limited and why
  */
-export function openSandbox(context: SandboxContext, names: Names, { spec, epoch }: Launch): readonly string[] {
-  for (const directory of [names.run, names.bundle]) mkdirSync(directory, { recursive: true, mode: 0o755 });
-  writeFileSync(join(names.run, "epoch"), `${epoch}\n`);
-  writeFileSync(join(names.run, "host"), `${context.hostId}\n`);
-  return createCgroup(context.cgroups, names, spec.limits);
+export function openSandbox(context: SandboxContext, names: Names, launch: Launch): readonly string[] {
+  mkdirSync(names.bundle, { recursive: true, mode: 0o755 });
+  fillRunDirectory(names.run, context.hostId, launch);
+  return createCgroup(context.cgroups, names, launch.spec.limits);
 }
 
 /** The second half. `image`: the directory of the image that it is for. */
