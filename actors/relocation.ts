@@ -304,8 +304,9 @@ export class Relocations {
     }
     const read = view.placement(name);
     const known = context.owner;
-    const owner =
-      read === undefined ? undefined : known !== undefined && known.epoch > read.epoch ? known : ownerOf(read);
+    // Somebody else has moved it meanwhile: nothing is known against the new owner.
+    if (read !== undefined && read.epoch > (known?.epoch ?? 0)) return { kind: "taken", owner: ownerOf(read) };
+    const owner = read === undefined ? undefined : known;
     const excluded = new Set(context.tried);
     // The old owner is not asked to take over from itself, unless it has come back with a new lease.
     if (owner !== undefined && context.reason.proven) excluded.add(owner.host);

@@ -211,6 +211,7 @@ export class Carrier {
   async #attempt(journey: Journey, { host, placement, reachability, damped }: Owner): Promise<UpgradeOutcome> {
     const { pools, forwarded, clock } = this.#options;
     const { record, incoming, outgoing, body, head, trace } = journey;
+    const { takeover } = record.spec;
     const cancellation = new Cancellation();
     const repeatable = isIdempotent(incoming.method);
     const unwatch = reachability.watch({
@@ -218,8 +219,13 @@ export class Carrier {
       probeKind: record.spec.probe.kind,
       hostSilent: (state, reason) => {
         if (damped === true) return;
-        if (state === "unreachable" || (repeatable && (body?.replayable ?? true)))
-          cancellation.cancel(new HakobuError("UNAVAILABLE", `${host.id}: ${reason}`));
+        const again = repeatable && (body?.replayable ?? true);
+        // What does not move on suspicion may still be answered where it is.
+        const lost =
+          takeover === "fast"
+            ? again || state === "unreachable"
+            : state === "unreachable" && (again || reachability.certain);
+        if (lost) cancellation.cancel(new HakobuError("UNAVAILABLE", `${host.id}: ${reason}`));
       },
     });
     try {

@@ -211,7 +211,7 @@ function read(lines: readonly JournalLine[]): { copies: Copy[]; runs: Execution[
 /** Pairs of copies of which the older one, by epoch, or by who began first, answered after the newer one had begun to. */
 function servingOverlaps(
   runs: readonly Execution[],
-): { older: Copy; newer: Copy; atMs: number; ms: number; /** The older one's last request. */ begunMs: number }[] {
+): { older: Copy; newer: Copy; atMs: number; ms: number /** The older one's last request. */; begunMs: number }[] {
   const served = new Map<Copy, { fromMs: number; begunMs: number; toMs: number }>();
   for (const { copy, beginMs, endMs } of runs) {
     const span = served.get(copy);
