@@ -52,6 +52,8 @@ export class ContainerActor {
   readonly #actor: Actor<typeof containerMachine>;
   #record: SpecRecord;
   #instance: Instance | undefined;
+  /** Those under which it was launched or scaled; undefined: not known. */
+  #limits: ContainerSpec["limits"] | undefined;
   #underWay: Promise<unknown> = Promise.resolve();
   #unproven: Image | undefined;
   #trigger: TraceContext | undefined;
@@ -93,6 +95,7 @@ export class ContainerActor {
     });
     deps.registry.register(`container/${this.name}`, this.#actor.start());
     this.#armIdle();
+    this.#followLimits();
   }
 
   get state(): string {
@@ -141,6 +144,25 @@ export class ContainerActor {
     this.#record = record;
     this.#armIdle();
     if (restart) this.send({ type: "RESTART", reason: "its specification changed" });
+    else this.#followLimits();
+  }
+
+  /** Changes its limits at once, where it runs. @throws HakobuError CONFIG_INVALID when they are refused */
+  async scale(limits: ContainerSpec["limits"]): Promise<void> {
+    const { engine } = this.#deps;
+    if (engine.scale === undefined)
+      throw new HakobuError("CONFIG_INVALID", `${this.name} has no limits: the ${engine.name} engine enforces none`);
+    if (this.#instance === undefined || (this.#limits !== undefined && sameLimits(limits, this.#limits))) return;
+    await engine.scale(this.#instance, limits);
+    this.#limits = limits;
+  }
+
+  /** What was launched or adopted gets the limits that are asked for now. */
+  #followLimits(): void {
+    if (this.#deps.engine.scale === undefined) return;
+    this.scale(this.#record.spec.limits).catch((error: unknown) =>
+      this.#deps.log.warn({ container: this.name, reason: reasonOf(error) }, "its limits stay as they were"),
+    );
   }
 
   /** Looks whether its process still runs; asked by the host every second and when a connection to it failed. */
@@ -233,7 +255,14 @@ export class ContainerActor {
       }
       span.set({ image: image.directory, bytes: image.bytes });
       try {
-        const launched = await engine.restore(this.#launch(), image.directory, signal);
+        const use = await images.use(image, signal);
+        if (use === undefined) {
+          span.end();
+          return { kind: "noImage", why: "its image has been removed meanwhile" };
+        }
+        const launched = await engine
+          .restore(this.#launch(), use.directory, signal)
+          .finally(() => use.release());
         this.#instance = launched.instance;
         const hook = await this.#afterRestore(launched.instance, "golden", signal);
         this.#running(launched.instance, span, {
@@ -241,7 +270,7 @@ export class ContainerActor {
           epoch: this.epoch,
           image: image.directory,
           bytes: image.bytes,
-          phases: [...launched.phases, ...hook],
+          phases: [...use.phases, ...launched.phases, ...hook],
         });
         this.#unproven = image;
         span.end();
@@ -424,11 +453,13 @@ export class ContainerActor {
   }
 
   #launch(): Launch {
+    this.#limits = this.#record.spec.limits;
     return { spec: this.#record.spec, specHash: this.#record.hash, epoch: this.epoch };
   }
 
   #running(instance: Instance, span: Span, activation: Activation): void {
     this.#instance = instance;
+    this.#followLimits();
     this.activation = activation;
     this.#lastActivityMs = this.#deps.clock.now();
     addPhases(span, activation.phases);
@@ -467,6 +498,10 @@ export class ContainerActor {
       Math.max(1, this.inFlight > 0 ? idleMs : idleMs - sinceMs),
     );
   }
+}
+
+function sameLimits(a: ContainerSpec["limits"], b: ContainerSpec["limits"]): boolean {
+  return a.cpus === b.cpus && a.memoryMiB === b.memoryMiB && a.pids === b.pids;
 }
 
 /** What requests of Hakobu's own carry as their host name. */

@@ -19,6 +19,7 @@ import type { Engine, Instance } from "./ports/engine.js";
 import type { Claim, ClaimReply, HostClient } from "./ports/host-client.js";
 import type { HostRecord, Membership, Placement, PlacementStore, SpecRecord } from "./ports/placement-store.js";
 import type { Prober } from "./ports/prober.js";
+import type { ContainerSpec } from "./ports/spec.js";
 import type { TraceContext } from "./ports/tracer.js";
 
 export interface HostDeps extends Omit<ContainerDeps, "engine" | "admission"> {
@@ -220,6 +221,28 @@ export class HostActor {
       throw error;
     } finally {
       this.#handingOver.delete(name);
+    }
+  }
+
+  /**
+   * Changes the limits of a container that is here, without a restart, and in its specification.
+   * @throws HakobuError NOT_OWNER, CONFIG_INVALID (refused, nothing has changed), STORE_UNAVAILABLE, STORE_REFUSED
+   */
+  async scale(name: string, change: Partial<ContainerSpec["limits"]>): Promise<SpecRecord> {
+    const { view, store } = this.#deps;
+    const container = this.#containers.get(name);
+    if (container === undefined)
+      throw new HakobuError("NOT_OWNER", `${name} is not on host ${this.#record.id}; see: hakobu get`);
+    const { spec, hash } = view.spec(name) ?? container.record;
+    const limits = { ...spec.limits, ...change };
+    try {
+      await container.scale(limits);
+      const record = { spec: { ...spec, limits }, hash };
+      await store.putSpec(record);
+      return record;
+    } catch (error) {
+      await container.scale(spec.limits).catch(() => {});
+      throw error;
     }
   }
 

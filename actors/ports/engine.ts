@@ -44,6 +44,8 @@ export interface Engine {
   restore(launch: Launch, directory: string, signal: AbortSignal): Promise<Launched>;
   /** Writes an image into the empty `directory`; the instance goes on running. @throws HakobuError CHECKPOINT_FAILED */
   checkpoint(instance: Instance, spec: ContainerSpec, directory: string, signal: AbortSignal): Promise<Phases>;
+  /** Changes the limits of a running instance at once. Absent: the engine enforces none. @throws HakobuError CONFIG_INVALID when they are refused */
+  scale?(instance: Instance, limits: ContainerSpec["limits"]): Promise<void>;
   /** TERM, then KILL after the grace; returns when no process and no resource of it is left. @throws HakobuError STOP_FAILED */
   stop(instance: Instance, graceMs: number): Promise<void>;
   /** Whether its first process still runs. Cheap: asked often. */

@@ -1,4 +1,5 @@
 // Checkpoint images on a directory that all hosts share. Implemented in runtime/images/.
+import type { Phases } from "./engine.js";
 import type { SpecRecord } from "./placement-store.js";
 
 export interface Manifest {
@@ -14,7 +15,14 @@ export interface Manifest {
   readonly taken: string;
   /** Every file of the image with its size in bytes, and its SHA-256 in hex. */
   readonly files: Readonly<Record<string, { readonly bytes: number; readonly sha256: string }>>;
+  /** Of an encrypted image, whose `files` are as they lie there: encrypted. The salt in hex. */
+  readonly encryption?: { readonly scheme: "aes-256-gcm/1MiB"; readonly salt: string };
+  /** HMAC-SHA256 with the cluster's key over all the rest, in hex. */
+  readonly mac?: string;
 }
+
+/** What the taker of an image knows of it; the store adds the rest. */
+export type Taken = Omit<Manifest, "format" | "files" | "encryption" | "mac">;
 
 export interface Image {
   readonly manifest: Manifest;
@@ -39,14 +47,25 @@ export interface ImageDraft {
   /** Empty when handed out. */
   readonly directory: string;
   /** Syncs the files, writes the manifest, renames. Readers see the whole image or none. */
-  publish(manifest: Omit<Manifest, "format" | "files">): Promise<Image>;
+  publish(manifest: Taken): Promise<Image>;
   /** Idempotent; nothing after `publish`. */
   discard(): Promise<void>;
+}
+
+/** An image that is being restored: nobody removes it until it is given back. */
+export interface ImageUse {
+  /** Where its files can be read as they were taken: the image's own directory, or a private copy that is decrypted. */
+  readonly directory: string;
+  readonly phases: Phases;
+  /** Never fails, takes no time of the caller's. The store may look deeper into the image later, and set it aside. */
+  release(): void;
 }
 
 export interface ImageStore {
   /** The newest image of that specification that matches the fingerprint and is whole. */
   find(record: SpecRecord, fingerprint: Readonly<Record<string, string>>): Promise<FoundImage>;
+  /** @returns undefined when it has been removed meanwhile. @throws HakobuError RESTORE_FAILED where it is damaged; the signal's reason */
+  use(image: Image, signal: AbortSignal): Promise<ImageUse | undefined>;
   begin(container: string, epoch: number): Promise<ImageDraft>;
   /** Keeps a bad image for people to look at, and out of every later `find`. */
   setAside(image: Image, reason: string): Promise<void>;

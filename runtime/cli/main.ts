@@ -6,6 +6,7 @@ import { experimentCommand } from "./experiment.js";
 import { memberCommands } from "./members.js";
 import { moveCommands } from "./move.js";
 import { fail } from "./output.js";
+import { scaleCommand } from "./scale.js";
 import { storeCommands } from "./store.js";
 import { upCommand } from "./up.js";
 
@@ -31,6 +32,7 @@ experimentCommand(program);
 memberCommands(program);
 storeCommands(program);
 moveCommands(program);
+scaleCommand(program);
 doctorCommand(program);
 
 try {

@@ -8,6 +8,7 @@ import { hostSettings, proxySettings, readHostConfig, readProxyConfig } from "..
 import { HaconiwaEngine } from "../engines/haconiwa/engine.js";
 import { ProcessEngine } from "../engines/process.js";
 import { RuncEngine } from "../engines/runc/engine.js";
+import { withFaultPoints } from "../fault-points.js";
 import { createHost } from "../host.js";
 import { koaServer, listen, shut } from "../http-server.js";
 import { DirectoryImageStore } from "../images/directory-store.js";
@@ -83,11 +84,11 @@ async function runHost(options: Given): Promise<void> {
   const member = await createHost(
     {
       ...host,
-      store,
+      store: withFaultPoints(store, "store", { join: "membership" }),
       log,
       tracer: tracing.tracer,
-      engines: host.engines.map((name) => engine(name, id, stateDir, host.images, log)),
-      images: new DirectoryImageStore({ directory: host.images, log }),
+      engines: host.engines.map((name) => withFaultPoints(engine(name, id, stateDir, host.images, log), "engine")),
+      images: withFaultPoints(new DirectoryImageStore({ directory: host.images, log }), "images", { begin: "draft" }),
     },
     joining.signal,
   );

@@ -66,13 +66,13 @@ export function moveCommands(program: Command): void {
     });
 }
 
-function hostOf(host: HostRecord | undefined, id: string): HostRecord {
+export function hostOf(host: HostRecord | undefined, id: string): HostRecord {
   if (host === undefined) throw new HakobuError("CONFIG_INVALID", `no host ${id} has joined; see: hakobu get hosts`);
   return host;
 }
 
 /** A call to a host's control API. @throws HakobuError UNAVAILABLE with what it said */
-async function call<T>(
+export async function call<T>(
   host: HostRecord,
   method: "GET" | "POST",
   to: string,

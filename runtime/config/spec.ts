@@ -32,6 +32,14 @@ const hostname = fields.field(
 
 const requestPath = fields.text("the path of a request, such as /health", /^\/[\x21-\x7e]*$/);
 
+/** CPUs, and bytes of memory. */
+export const limit = {
+  cpus: fields.field("a number of CPUs from 0.01 to 1024, such as 0.5", (input) =>
+    typeof input === "number" && input >= 0.01 && input <= 1024 ? input : undefined,
+  ),
+  memory: fields.size(4 * MiB, 2 ** 44, "512MiB"),
+};
+
 function list<T>(item: z.ZodType<T>, expected: string, least = 0): z.ZodType<T[]> {
   const message = (issue: { input?: unknown }): string =>
     issue.input === undefined ? `expected ${expected}, it is missing` : `expected ${expected}`;
@@ -64,12 +72,8 @@ const schema = fields.block({
     "a list of { source, target, readOnly }",
   ).default([]),
   limits: fields.section({
-    cpus: fields
-      .field("a number of CPUs from 0.01 to 1024, such as 0.5", (input) =>
-        typeof input === "number" && input >= 0.01 && input <= 1024 ? input : undefined,
-      )
-      .default(1),
-    memory: fields.size(4 * MiB, 2 ** 44, "512MiB").default(1024 * MiB),
+    cpus: limit.cpus.default(1),
+    memory: limit.memory.default(1024 * MiB),
     pids: fields.whole(1, 4_194_304).default(512),
   }),
   idleTimeout: fields
@@ -242,13 +246,14 @@ export async function readSpecs(file: string): Promise<ContainerSpec[]> {
 /**
  * Changes exactly when what runs changes: an image, or a running copy, of another hash is of another program. How the
  * container is reached (`hostnames`), watched (`probe`, `takeover`), timed (`idleTimeout`, `startTimeout`, `stopGrace`,
- * `checkpoint.timeout`) and whether an image is taken (`checkpoint.onReady`) can change without a restart and without
- * throwing an image away. 16 hex digits of SHA-256 over the canonical JSON (keys in order) of the rest.
+ * `checkpoint.timeout`), limited (`limits`), what becomes of it when idle (`onIdle`), whether an image is taken (`checkpoint.onReady`)
+ * and what is called after a restore (`hooks.afterRestore`) can change without a restart and without throwing an image away. 16 hex digits of SHA-256 over the canonical JSON (keys in order) of the rest.
  */
 export function specHash(spec: ContainerSpec): string {
-  const { name, engine, rootfs, command, cwd, env, user, port, mounts, limits, checkpoint } = spec;
+  const { name, engine, rootfs, command, cwd, env, user, port, mounts, checkpoint, hooks } = spec;
   const { at, warmup } = checkpoint;
-  const what = { name, engine, rootfs, command, cwd, env, user, port, mounts, limits, checkpoint: { at, warmup } };
+  const prepared = hooks?.beforeCheckpoint === undefined ? {} : { beforeCheckpoint: hooks.beforeCheckpoint };
+  const what = { name, engine, rootfs, command, cwd, env, user, port, mounts, checkpoint: { at, warmup, ...prepared } };
   return createHash("sha256").update(canonical(what)).digest("hex").slice(0, 16);
 }
 

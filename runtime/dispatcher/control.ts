@@ -7,7 +7,7 @@ import type { HostActor } from "../../actors/host.js";
 import { type Clock, deadline } from "../../actors/ports/clock.js";
 import type { ActivateReply, ClaimReply } from "../../actors/ports/host-client.js";
 import { parseTraceparent } from "../tracing/traceparent.js";
-import { activateSchema, claimSchema, path, relocateSchema } from "./protocol.js";
+import { activateSchema, claimSchema, path, relocateSchema, scaleSchema } from "./protocol.js";
 
 const bodyLimitBytes = 64 * 1024;
 
@@ -51,6 +51,16 @@ export function controlApi(host: HostActor, clock: Clock): Koa {
         const { container, to } = await read(ctx, relocateSchema);
         try {
           ctx.body = await host.relocate(container, to, "asked for by hand");
+        } catch (error) {
+          ctx.status = error instanceof HakobuError && error.code === "CONFIG_INVALID" ? 400 : 503;
+          ctx.body = { error: reasonOf(error) };
+        }
+        return;
+      }
+      case `POST ${path.scale}`: {
+        const { container, ...limits } = await read(ctx, scaleSchema);
+        try {
+          ctx.body = (await host.scale(container, limits)).spec.limits;
         } catch (error) {
           ctx.status = error instanceof HakobuError && error.code === "CONFIG_INVALID" ? 400 : 503;
           ctx.body = { error: reasonOf(error) };

@@ -18,6 +18,7 @@ export const path = {
   activate: "/v1/activate",
   host: "/v1/host",
   relocate: "/v1/relocate",
+  scale: "/v1/scale",
   drain: "/v1/drain",
   undrain: "/v1/undrain",
 } as const;
@@ -42,6 +43,13 @@ export const claimSchema = z.object({
 });
 
 export const relocateSchema = z.object({ container: z.string(), to: z.string().exactOptional() });
+
+/** What is left out stays as it is. */
+export const scaleSchema = z.object({
+  container: z.string(),
+  cpus: z.number().min(0.01).max(1024).exactOptional(),
+  memoryMiB: z.int().min(4).max(2 ** 24).exactOptional(),
+});
 
 export const activateSchema = z.object({ container: z.string(), epoch });
 

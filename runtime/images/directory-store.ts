@@ -1,88 +1,184 @@
-// Checkpoint images on a directory that all hosts share: <directory>/<container>/<epoch>/.
+// Checkpoint images on a directory that all hosts share: <directory>/<container>/<epoch>/ (image-directory.ts).
 //
 //   D1  Readers see a whole image or none: files are written in `.draft-<epoch>-<random>`, synced, the manifest last, then renamed.
+//       Whatever fails before the rename (a full disk) leaves every other image as it was.
 //   D2  find() gives back only what was written for that specification and this machine, with every file there in its size; of
-//       files below 1 MiB the digest is compared at each find, of the others by verify().
+//       files below 1 MiB the digest is compared at each find, of the others by verify(), which runs after the first restore too.
 //   D3  A damaged image is skipped with the reason, never thrown about, and never removes a good one.
-//   D4  Only the writer of a newer epoch removes an older image, and keeps the newest two good ones.
-import { createHash, randomBytes } from "node:crypto";
-import { constants, createReadStream } from "node:fs";
-import { mkdir, open, readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
-import { join, relative } from "node:path";
+//   D4  The writer of a newer epoch removes no image that is newer; what goes, and what stays, says collector.ts.
+//   D5  With a key, only an image with this key's MAC is used, and nothing that lies in it unnamed. With encryption, only an
+//       encrypted one, and its content is never on the shared directory in clear: not in a draft, not for a restore.
+import { hostname } from "node:os";
+import { mkdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
+import { dirname, join } from "node:path";
 import { HakobuError, reasonOf } from "../../actors/hakobu-error.js";
 import type {
   FoundImage,
   Image,
   ImageDraft,
   ImageStore,
+  ImageUse,
   Manifest,
   SkippedImage,
+  Taken,
 } from "../../actors/ports/image-store.js";
 import type { Log } from "../../actors/ports/log.js";
 import type { SpecRecord } from "../../actors/ports/placement-store.js";
 import { checkContainerName, isContainerName } from "../engines/instance-file.js";
-import { parseManifest } from "./manifest.js";
+import { type ClusterKey, newSalt } from "./cluster-key.js";
+import { defaultRetention, ImageCollector, type Retention } from "./collector.js";
+import {
+  alwaysDigestedBytes,
+  bytesOf,
+  damage,
+  difference,
+  digestOf,
+  directoriesIn,
+  filesIn,
+  manifestName,
+  nameBeside,
+  placesIn,
+  readImage,
+  reasonName,
+  sync,
+} from "./image-directory.js";
+import { format } from "./manifest.js";
+import type { PrivateMemory } from "./private-memory.js";
+import { codeOf, openToReaders, takeReference } from "./reference.js";
+import { openSealedFile, sealFile } from "./sealed-file.js";
 
-const manifestName = "manifest.json";
-const reasonName = "reason.txt";
-/** Files up to this size are read whole at every find. */
-const alwaysDigestedBytes = 1024 * 1024;
-const keptGood = 2;
-const draftLifeMs = 60 * 60 * 1000;
+/** After a restore the machine has better things to do than to read the image again. */
+const verifyAfterMs = 10_000;
 
-export interface DirectoryImageStoreOptions {
+export interface DirectoryImageStoreOptions extends Partial<Retention> {
   readonly directory: string;
   readonly log: Log;
+  /** What makes images this cluster's. Absent: any image is taken. */
+  readonly key?: ClusterKey;
+  /** Needs `key` and `memory`. */
+  readonly encrypt?: boolean;
+  /** Where images are decrypted. Absent: encrypted images are not used. */
+  readonly memory?: PrivateMemory;
+  /** From the first restore of an image to its verification. Default: 10 s. */
+  readonly verifyAfterMs?: number;
+}
+
+/** What an image must fit; what is left out is not looked at. */
+export interface Fit {
+  readonly specHash?: string;
+  readonly fingerprint?: Readonly<Record<string, string>>;
 }
 
 export class DirectoryImageStore implements ImageStore {
+  readonly #options: DirectoryImageStoreOptions;
   readonly #directory: string;
   readonly #log: Log;
+  readonly #collector: ImageCollector;
+  /** Directories of images that were looked at after a restore. */
+  readonly #looked = new Set<string>();
+  readonly #timers = new Set<NodeJS.Timeout>();
+  #verifying: Promise<void> = Promise.resolve();
 
-  constructor({ directory, log }: DirectoryImageStoreOptions) {
+  /** @throws HakobuError CONFIG_INVALID */
+  constructor(options: DirectoryImageStoreOptions) {
+    const { directory, log, encrypt, key, memory } = options;
+    if (encrypt === true && (key === undefined || memory === undefined))
+      throw new HakobuError("CONFIG_INVALID", "encrypted images need a key, and a place in memory to decrypt them");
+    this.#options = options;
     this.#directory = directory;
     this.#log = log;
+    const { keep = defaultRetention.keep, keepBadMs = defaultRetention.keepBadMs, quotaBytes } = options;
+    this.#collector = new ImageCollector({
+      directory,
+      log,
+      keep,
+      keepBadMs,
+      ...(quotaBytes === undefined ? {} : { quotaBytes }),
+      good: async (image) => (await this.unusable(image)) === undefined,
+    });
   }
 
   async find(record: SpecRecord, fingerprint: Readonly<Record<string, string>>): Promise<FoundImage> {
     const container = record.spec.name;
     const skipped: SkippedImage[] = [];
-    for (const epoch of await this.#epochs(container)) {
-      const directory = join(this.#of(container), String(epoch));
-      const skip = (reason: string): void => void skipped.push({ container, epoch, reason });
-      const image = await read(directory, container, epoch);
-      if (typeof image === "string") skip(image);
-      else if (image.manifest.specHash !== record.hash) skip("it was taken with another specification");
-      else {
-        const why = difference(image.manifest.fingerprint, fingerprint) ?? (await damage(image, alwaysDigestedBytes));
-        if (why === undefined) return { image, skipped };
-        skip(why);
-      }
+    for (const { epoch, bad, path } of await placesIn(this.#of(container))) {
+      if (bad) continue;
+      const image = await readImage(path, container, epoch);
+      const reason =
+        typeof image === "string" ? image : await this.unusable(image, { specHash: record.hash, fingerprint });
+      if (reason === undefined) return { image: image as Image, skipped };
+      skipped.push({ container, epoch, reason });
     }
     return { skipped };
+  }
+
+  /** Why an image is not used here; undefined: it is. Large files are compared by their size only. */
+  async unusable(image: Image, { specHash, fingerprint }: Fit = {}): Promise<string | undefined> {
+    const { manifest } = image;
+    const foreign = this.#foreign(manifest);
+    if (foreign !== undefined) return foreign;
+    if (specHash !== undefined && manifest.specHash !== specHash) return "it was taken with another specification";
+    const differs = fingerprint === undefined ? undefined : difference(manifest.fingerprint, fingerprint);
+    return differs ?? damage(image, alwaysDigestedBytes, this.#options.key !== undefined);
+  }
+
+  async use(image: Image, signal: AbortSignal): Promise<ImageUse | undefined> {
+    const giveBack = await takeReference(image.directory);
+    if (giveBack === undefined) return undefined;
+    const { encryption } = image.manifest;
+    if (encryption === undefined)
+      return {
+        directory: image.directory,
+        phases: [],
+        release: () => {
+          void giveBack();
+          this.#verifyLater(image);
+        },
+      };
+    try {
+      const begunMs = performance.now();
+      // Decryption has proven every byte: nothing is left to verify.
+      const directory = await this.#decrypt(image, encryption.salt, signal);
+      const release = (): void => {
+        void giveBack();
+        void rm(directory, { recursive: true, force: true }).catch((error: unknown) =>
+          this.#log.error({ directory, reason: reasonOf(error) }, "a decrypted image could not be removed"),
+        );
+      };
+      return { directory, phases: [{ name: "decrypt", ms: performance.now() - begunMs }], release };
+    } catch (error) {
+      void giveBack();
+      throw error;
+    }
   }
 
   async begin(container: string, epoch: number): Promise<ImageDraft> {
     if (!Number.isSafeInteger(epoch) || epoch < 0)
       throw new HakobuError("CONFIG_INVALID", `${epoch} is no epoch: a whole number from 0 on`);
+    const { encrypt, memory } = this.#options;
     const home = this.#of(container);
-    await mkdir(home, { recursive: true, mode: 0o700 });
-    await this.#removeStaleDrafts(home);
-    const directory = join(home, `.draft-${epoch}-${randomBytes(6).toString("hex")}`);
-    await mkdir(directory, { mode: 0o700 });
+    const draft = join(home, nameBeside("draft", epoch));
+    let directory = draft;
+    await explained(container, async () => {
+      // Makes the container's directory too, which a collector may have removed just now.
+      await mkdir(draft, { recursive: true, mode: 0o700 });
+      if (encrypt === true && memory !== undefined) directory = await memory.make();
+    });
     let published = false;
     return {
       directory,
-      publish: async (manifest) => {
-        if (manifest.container !== container || manifest.epoch !== epoch)
+      publish: async (taken) => {
+        if (taken.container !== container || taken.epoch !== epoch)
           throw new HakobuError("CONFIG_INVALID", "the manifest names another image than its draft was begun for");
-        const image = await this.#publish(home, directory, manifest);
+        const image = await explained(container, () => this.#publish(directory, draft, taken));
         published = true;
-        await this.#removeOlder(container, epoch);
+        if (directory !== draft) await rm(directory, { recursive: true, force: true });
+        await this.#collector.superseded(container, epoch);
         return image;
       },
       discard: async () => {
-        if (!published) await rm(directory, { recursive: true, force: true });
+        if (published) return;
+        for (const each of new Set([directory, draft])) await rm(each, { recursive: true, force: true });
       },
     };
   }
@@ -91,113 +187,156 @@ export class DirectoryImageStore implements ImageStore {
     const { container, epoch } = image.manifest;
     const home = this.#of(container);
     const bad = join(home, `.bad-${epoch}`);
-    await rm(bad, { recursive: true, force: true });
     try {
+      await rm(bad, { recursive: true, force: true });
       await rename(join(home, String(epoch)), bad);
     } catch (error) {
-      // Another host has set it aside already.
-      if ((error as NodeJS.ErrnoException).code === "ENOENT") return;
+      // Another host has set it aside or removed it already.
+      if (codeOf(error) === "ENOENT") return;
       throw error;
     }
-    await writeFile(join(bad, reasonName), `${reason}\n`, { mode: 0o600 });
-    await syncDirectory(home);
     this.#log.warn({ container, epoch, reason }, "image set aside");
+    // Without its reason, where the disk is full, it is out of the way all the same.
+    await writeFile(join(bad, reasonName), `${reason}\n`, { mode: 0o600 }).catch(() => {});
+    await sync(home);
   }
 
   async list(container?: string): Promise<readonly (Image | SkippedImage)[]> {
     const containers =
       container === undefined ? (await directoriesIn(this.#directory)).filter(isContainerName).sort() : [container];
     const all: (Image | SkippedImage)[] = [];
-    for (const each of containers) {
-      const home = this.#of(each);
-      const entries = (await directoriesIn(home)).flatMap((name) => {
-        const [, bad, digits] = /^(\.bad-)?(\d+)$/.exec(name) ?? [];
-        return digits === undefined ? [] : [{ epoch: Number(digits), bad: bad !== undefined, path: join(home, name) }];
-      });
-      for (const { epoch, bad, path } of entries.sort((a, b) => b.epoch - a.epoch)) {
+    for (const each of containers)
+      for (const { epoch, bad, path } of await placesIn(this.#of(each))) {
         if (bad) {
           const reason = await readFile(join(path, reasonName), "utf8").catch(() => "set aside, no reason is kept");
           all.push({ container: each, epoch, reason: reason.trim() });
           continue;
         }
-        const image = await read(path, each, epoch);
+        const image = await readImage(path, each, epoch);
         all.push(typeof image === "string" ? { container: each, epoch, reason: image } : image);
       }
-    }
     return all;
   }
 
   /** Reads every file of it. @returns what is wrong with it; undefined: nothing */
-  verify(image: Image): Promise<string | undefined> {
-    return damage(image, Number.POSITIVE_INFINITY);
+  async verify(image: Image): Promise<string | undefined> {
+    const strict = this.#options.key !== undefined;
+    return this.#foreign(image.manifest) ?? damage(image, Number.POSITIVE_INFINITY, strict);
   }
 
-  async #publish(home: string, draft: string, manifest: Omit<Manifest, "format" | "files">): Promise<Image> {
+  /** Removes what retention and quota do not keep. `wanted`: containers that have a specification; undefined: not known. */
+  collect(wanted?: ReadonlySet<string>): Promise<void> {
+    return this.#collector.collect(wanted);
+  }
+
+  /** Ends verifications, removes what is decrypted. Idempotent. */
+  async close(): Promise<void> {
+    for (const timer of this.#timers) clearTimeout(timer);
+    this.#timers.clear();
+    await this.#verifying;
+    await this.#options.memory?.close();
+  }
+
+  /** Why an image is not this cluster's, or cannot be read by this host. */
+  #foreign(manifest: Manifest): string | undefined {
+    const { key, encrypt, memory } = this.#options;
+    if (key !== undefined && manifest.mac === undefined)
+      return "the image was not made with this cluster's key: it carries no MAC";
+    if (key !== undefined && !key.signed(manifest))
+      return "the image was not made with this cluster's key, or its manifest was changed since";
+    if (encrypt === true && manifest.encryption === undefined)
+      return "it is not encrypted, and images.encrypt asks for it";
+    if (manifest.encryption !== undefined && (key === undefined || memory === undefined))
+      return "it is encrypted, and this host has no key (images.keyFile)";
+    return undefined;
+  }
+
+  async #publish(from: string, draft: string, taken: Taken): Promise<Image> {
+    const { key } = this.#options;
+    const salt = from === draft ? undefined : newSalt();
     const files: Record<string, { bytes: number; sha256: string }> = {};
-    for (const path of await filesIn(draft)) {
+    for (const path of await filesIn(from)) {
       const file = join(draft, path);
-      files[path] = { bytes: (await stat(file)).size, sha256: await digestOf(file) };
-      await sync(file);
+      if (salt !== undefined && key !== undefined) {
+        await mkdir(dirname(file), { recursive: true, mode: 0o700 });
+        files[path] = await sealFile(join(from, path), file, key.fileKey(salt, path));
+      } else {
+        files[path] = { bytes: (await stat(file)).size, sha256: await digestOf(file) };
+        await sync(file);
+      }
     }
-    const whole: Manifest = { format: 1, ...manifest, files };
+    const { container, epoch, specHash, engine, at, fingerprint, taken: when } = taken;
+    const content = { format, container, epoch, specHash, engine, at, fingerprint, taken: when, files } as const;
+    const unsigned: Manifest =
+      salt === undefined ? content : { ...content, encryption: { scheme: "aes-256-gcm/1MiB", salt } };
+    const manifest: Manifest = key === undefined ? unsigned : { ...unsigned, mac: key.mac(unsigned) };
+    await openToReaders(draft);
     const target = join(draft, manifestName);
-    await writeFile(target, `${JSON.stringify(whole, null, 2)}\n`, { mode: 0o600 });
+    await writeFile(target, `${JSON.stringify(manifest, null, 2)}\n`, { mode: 0o600 });
     await sync(target);
-    for (const directory of new Set(Object.keys(files).map((path) => join(draft, path, ".."))))
-      await syncDirectory(directory);
-    await syncDirectory(draft);
-    const directory = join(home, String(manifest.epoch));
+    for (const directory of new Set(Object.keys(files).map((path) => dirname(join(draft, path)))))
+      await sync(directory);
+    await sync(draft);
+    const home = dirname(draft);
+    const directory = join(home, String(epoch));
     try {
       await rename(draft, directory);
     } catch (error) {
-      const { code } = error as NodeJS.ErrnoException;
-      if (code !== "ENOTEMPTY" && code !== "EEXIST") throw error;
-      throw new HakobuError(
-        "CHECKPOINT_FAILED",
-        `there is an image of ${manifest.container} at epoch ${manifest.epoch}`,
-        {
-          cause: error,
-        },
-      );
+      if (codeOf(error) !== "ENOTEMPTY" && codeOf(error) !== "EEXIST") throw error;
+      const message = `there is an image of ${container} at epoch ${epoch}`;
+      throw new HakobuError("CHECKPOINT_FAILED", message, { cause: error });
     }
-    await syncDirectory(home);
-    return { manifest: whole, directory, bytes: sum(whole) };
+    this.#looked.delete(directory);
+    await sync(home);
+    return { manifest, directory, bytes: bytesOf(manifest) };
   }
 
-  async #removeOlder(container: string, epoch: number): Promise<void> {
-    let good = 0;
-    for (const each of await this.#epochs(container)) {
-      const directory = join(this.#of(container), String(each));
-      const image = await read(directory, container, each);
-      if (typeof image !== "string" && (await damage(image, alwaysDigestedBytes)) === undefined) good++;
-      if (each >= epoch || good <= keptGood) continue;
-      // Renamed first, so that no reader meets half of it.
-      const doomed = join(this.#of(container), `.draft-${each}-${randomBytes(6).toString("hex")}`);
-      await rename(directory, doomed).then(
-        () => rm(doomed, { recursive: true, force: true }),
-        (error: unknown) =>
-          this.#log.debug({ container, epoch: each, reason: reasonOf(error) }, "image already removed"),
-      );
-    }
-  }
-
-  async #removeStaleDrafts(home: string): Promise<void> {
-    for (const name of await directoriesIn(home)) {
-      if (!name.startsWith(".draft-")) continue;
-      const path = join(home, name);
-      const stats = await stat(path).catch(() => undefined);
-      if (stats !== undefined && Date.now() - stats.mtimeMs > draftLifeMs)
-        await rm(path, { recursive: true, force: true });
+  async #decrypt({ directory, manifest }: Image, salt: string, signal: AbortSignal): Promise<string> {
+    const { key, memory } = this.#options;
+    if (key === undefined || memory === undefined)
+      throw new HakobuError("RESTORE_FAILED", "it is encrypted, and this host has no key (images.keyFile)");
+    const clear = await memory.make();
+    try {
+      for (const path of Object.keys(manifest.files)) {
+        const target = join(clear, path);
+        await mkdir(dirname(target), { recursive: true, mode: 0o700 });
+        await openSealedFile(join(directory, path), target, key.fileKey(salt, path), signal).catch((cause: unknown) => {
+          if (signal.aborted) throw signal.reason as Error;
+          const full = codeOf(cause) === "ENOSPC";
+          // No fault of the image: it stays.
+          if (full) throw new HakobuError("OVERLOADED", "no memory is left to decrypt an image", { cause });
+          throw new HakobuError("RESTORE_FAILED", `${path}: ${reasonOf(cause)}`, { cause });
+        });
+      }
+      return clear;
+    } catch (error) {
+      await rm(clear, { recursive: true, force: true });
+      throw error;
     }
   }
 
-  /** Newest first. */
-  async #epochs(container: string): Promise<number[]> {
-    const names = await directoriesIn(this.#of(container));
-    return names
-      .filter((name) => /^\d+$/.test(name))
-      .map(Number)
-      .sort((a, b) => b - a);
+  /** Once for each image, one after the other, when the restore is some time ago. */
+  #verifyLater(image: Image): void {
+    if (this.#looked.has(image.directory)) return;
+    this.#looked.add(image.directory);
+    const timer = setTimeout(() => {
+      this.#timers.delete(timer);
+      this.#verifying = this.#verifying.then(() => this.#verifyNow(image)).catch((error: unknown) => {
+        this.#log.warn({ image: image.directory, reason: reasonOf(error) }, "image could not be verified");
+      });
+    }, this.#options.verifyAfterMs ?? verifyAfterMs);
+    this.#timers.add(timer.unref());
+  }
+
+  async #verifyNow(image: Image): Promise<void> {
+    const giveBack = await takeReference(image.directory);
+    if (giveBack === undefined) return;
+    try {
+      const reason = await this.verify(image);
+      if (reason !== undefined) await this.setAside(image, `${reason} (seen by ${hostname()} after a restore)`);
+    } finally {
+      await giveBack();
+    }
   }
 
   #of(container: string): string {
@@ -206,83 +345,18 @@ export class DirectoryImageStore implements ImageStore {
   }
 }
 
-/** @returns the image, or why it cannot be used */
-async function read(directory: string, container: string, epoch: number): Promise<Image | string> {
-  let text: string;
+/** What goes wrong on the disk while an image is written, as what it means for people. */
+async function explained<T>(container: string, work: () => Promise<T>): Promise<T> {
   try {
-    text = await readFile(join(directory, manifestName), "utf8");
-  } catch (error) {
-    return `its manifest cannot be read: ${reasonOf(error)}`;
-  }
-  const manifest = parseManifest(text);
-  if (typeof manifest === "string") return manifest;
-  if (manifest.container !== container || manifest.epoch !== epoch)
-    return `its manifest is that of ${manifest.container} at epoch ${manifest.epoch}`;
-  return { manifest, directory, bytes: sum(manifest) };
-}
-
-function sum(manifest: Manifest): number {
-  return Object.values(manifest.files).reduce((total, { bytes }) => total + bytes, 0);
-}
-
-function difference(
-  image: Readonly<Record<string, string>>,
-  here: Readonly<Record<string, string>>,
-): string | undefined {
-  for (const key of [...new Set([...Object.keys(image), ...Object.keys(here)])].sort())
-    if (image[key] !== here[key])
-      return `${key} differs: the image has ${image[key] ?? "none"}, this host ${here[key] ?? "none"}`;
-  return undefined;
-}
-
-async function damage(image: Image, digestBelowBytes: number): Promise<string | undefined> {
-  const looks = Object.entries(image.manifest.files).map(async ([path, { bytes, sha256 }]) => {
-    const file = join(image.directory, path);
-    const stats = await stat(file).catch(() => undefined);
-    if (stats === undefined || !stats.isFile()) return `${path} is missing`;
-    if (stats.size !== bytes) return `${path} has ${stats.size} bytes instead of ${bytes}`;
-    if (bytes >= digestBelowBytes) return undefined;
-    return (await digestOf(file)) === sha256 ? undefined : `${path} has changed: its SHA-256 is another one`;
-  });
-  const results = await Promise.all(looks.map((look) => look.catch(reasonOf)));
-  return results.find((result) => result !== undefined);
-}
-
-async function digestOf(file: string): Promise<string> {
-  const hash = createHash("sha256");
-  const stats = await stat(file);
-  if (stats.size < alwaysDigestedBytes) return hash.update(await readFile(file)).digest("hex");
-  for await (const chunk of createReadStream(file, { highWaterMark: 1024 * 1024 })) hash.update(chunk as Buffer);
-  return hash.digest("hex");
-}
-
-async function filesIn(directory: string): Promise<string[]> {
-  const entries = await readdir(directory, { recursive: true, withFileTypes: true });
-  const strange = entries.find((entry) => !entry.isFile() && !entry.isDirectory());
-  if (strange !== undefined)
-    throw new HakobuError("CHECKPOINT_FAILED", `${strange.name} in the image is neither a file nor a directory`);
-  return entries
-    .filter((entry) => entry.isFile())
-    .map((entry) => relative(directory, join(entry.parentPath, entry.name)))
-    .sort();
-}
-
-async function directoriesIn(directory: string): Promise<string[]> {
-  const entries = await readdir(directory, { withFileTypes: true }).catch((error: NodeJS.ErrnoException) => {
-    if (error.code === "ENOENT") return [];
-    throw error;
-  });
-  return entries.filter((entry) => entry.isDirectory()).map(({ name }) => name);
-}
-
-async function sync(path: string): Promise<void> {
-  const file = await open(path, constants.O_RDONLY);
-  try {
-    await file.sync();
-  } finally {
-    await file.close();
+    return await work();
+  } catch (cause) {
+    const code = codeOf(cause);
+    if (cause instanceof HakobuError || code === undefined) throw cause;
+    const full = code === "ENOSPC" || code === "EDQUOT";
+    const next = full ? "no room is left: free some, or set images.quota" : reasonOf(cause);
+    throw new HakobuError("CHECKPOINT_FAILED", `no image of ${container} was written: ${next}`, {
+      cause,
+      retryable: full,
+    });
   }
 }
-
-/** A rename is kept by the sync of the directory in which it happened. */
-const syncDirectory = sync;

@@ -63,7 +63,10 @@ describe("the command line", function () {
 
   it("names file, line and field of what is wrong in a specification, and applies nothing of it", async () => {
     const file = join(directory, "two.yaml");
-    await writeFile(file, "name: good\ncommand: [a]\nport: 80\n---\nname: bad\ncommand: [a]\nport: 80\nlimits: { memori: 1GiB }\n");
+    await writeFile(
+      file,
+      "name: good\ncommand: [a]\nport: 80\n---\nname: bad\ncommand: [a]\nport: 80\nlimits: { memori: 1GiB }\n",
+    );
     const { code, out, err } = await hakobu(["apply", "-f", file], env);
     assert.deepEqual([code, out], [2, ""]);
     assert.match(err, /two\.yaml:8:\d+: limits\.memori: .*memory/);

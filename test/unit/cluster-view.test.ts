@@ -35,7 +35,8 @@ describe("the view of the cluster", () => {
       ["b", "a"],
     ]) {
       const view = new ClusterView();
-      for (const name of names) view.apply({ kind: "spec", name, record: recordOf(name, { hostnames: ["x.example"] }) });
+      for (const name of names)
+        view.apply({ kind: "spec", name, record: recordOf(name, { hostnames: ["x.example"] }) });
       assert.equal(view.specForHostname("x.example")?.spec.name, "a");
       view.apply({ kind: "spec", name: "a" });
       assert.equal(view.specForHostname("x.example")?.spec.name, "b");

@@ -59,6 +59,14 @@ describe("a specification", () => {
     assert.equal(one(`${MINIMAL}engine: process\n`).checkpoint.onReady, false);
   });
 
+  it("names hooks with their time-out only where there are some", () => {
+    assert.deepEqual(one(`${MINIMAL}hooks: { afterRestore: /hakobu/restored }\n`).hooks, {
+      afterRestore: "/hakobu/restored",
+      timeoutMs: 2000,
+    });
+    assert.equal(one(`${MINIMAL}hooks: {}\n`).hooks, undefined);
+  });
+
   it("is what the example says", async () => {
     const [spec] = await readSpecs("etc/hakobu/blog.yaml");
     assert.deepEqual(spec, {
@@ -161,6 +169,10 @@ describe("a specification", () => {
       ],
       ["a mount is asked of the process engine", "engine: process\nmounts: [{ source: /a, target: /b }]", "mounts[0]"],
       ["a warm-up request is given, and not made", "checkpoint: { at: listen, warmup: /x }", "checkpoint.warmup"],
+      ["hooks are asked of the process engine", "engine: process\nhooks: { afterRestore: /x }", "hooks"],
+      ["a hook is no path", "hooks: { afterRestore: x }", "hooks.afterRestore"],
+      ["a hook is not known", "hooks: { onRestore: /x }", "hooks.onRestore"],
+      ["a time-out has no hook", "hooks: { timeout: 1s }", "hooks.timeout"],
       ["a warm-up request is no path", "checkpoint: { warmup: http://x/ }", "checkpoint.warmup"],
       ["a warm-up request would split", 'checkpoint: { warmup: "/a b\\r\\nc" }', "checkpoint.warmup"],
       ["a mount's target is relative", "mounts: [{ source: /a, target: b }]", "mounts[0].target"],
@@ -271,9 +283,9 @@ describe("the hash of a specification", () => {
       { user: { uid: 1, gid: 0 } },
       { port: 8001 },
       { mounts: [{ source: "/a", target: "/b", readOnly: false }] },
-      { limits: { ...spec.limits, memoryMiB: 512 } },
       { checkpoint: { ...spec.checkpoint, at: "listen" } },
       { checkpoint: { ...spec.checkpoint, warmup: "/health" } },
+      { hooks: { beforeCheckpoint: "/before", timeoutMs: 2000 } },
     ];
     const hashes = changes.map((change) => specHash({ ...spec, ...change }));
     assert.equal(new Set([...hashes, specHash(spec)]).size, changes.length + 1);
@@ -290,6 +302,8 @@ describe("the hash of a specification", () => {
       { probe: { timeoutMs: 50, kind: "icmp" } },
       { checkpoint: { ...spec.checkpoint, onReady: false, timeoutMs: 1000 } },
       { env: { B: "2", A: "1" } },
+      { limits: { cpus: 2, memoryMiB: 512, pids: 7 } },
+      { hooks: { afterRestore: "/after", timeoutMs: 1 } },
     ];
     for (const change of changes)
       assert.equal(specHash({ ...spec, ...change }), specHash(spec), JSON.stringify(change));
@@ -297,7 +311,7 @@ describe("the hash of a specification", () => {
   });
 
   it("is the same as it was in the versions before, or every image would be thrown away", () => {
-    assert.equal(specHash(one(MINIMAL)), "c930f35244e9baa5");
+    assert.equal(specHash(one(MINIMAL)), "0e19f9d2a16916e3");
   });
 });
 

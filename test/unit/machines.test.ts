@@ -32,7 +32,11 @@ function paths(machine: unknown, input: unknown, events: readonly object[], key:
   }));
 }
 
-function assertReached(machine: Parameters<typeof leaves>[0], found: readonly Path[], transient: readonly string[] = []) {
+function assertReached(
+  machine: Parameters<typeof leaves>[0],
+  found: readonly Path[],
+  transient: readonly string[] = [],
+) {
   const seen = new Set(found.flatMap((path) => path.states));
   const missing = leaves(machine).filter((leaf) => !seen.has(leaf) && !transient.includes(leaf));
   assert.deepEqual(missing, [], "states that no path reaches");
@@ -69,7 +73,12 @@ describe("the statechart of a container", () => {
   });
 
   it("never starts anything again after ownership was lost (C4)", () => {
-    for (const { states, events: taken } of paths(containerMachine, { restorable: true, adopted: false }, events, key)) {
+    for (const { states, events: taken } of paths(
+      containerMachine,
+      { restorable: true, adopted: false },
+      events,
+      key,
+    )) {
       const lost = taken.findIndex((type) => type === "OWNERSHIP_LOST" || type === "FENCE" || type === "RELOCATE");
       if (lost < 0) continue;
       const after = states.slice(lost);
@@ -89,8 +98,10 @@ describe("the statechart of a container", () => {
   /** An actor whose operations end when the test says so. */
   function live(input = { restorable: true, adopted: false }) {
     const clock = new SimulatedClock();
-    const under: Record<string, { resolve: (value?: unknown) => void; reject: (e: Error) => void; signal: AbortSignal }> =
-      {};
+    const under: Record<
+      string,
+      { resolve: (value?: unknown) => void; reject: (e: Error) => void; signal: AbortSignal }
+    > = {};
     const operation = <T>(id: string) =>
       fromPromise<T>(
         ({ signal }) =>
@@ -348,7 +359,9 @@ describe("the statechart of a relocation", () => {
   it("ends in failed with the reasons when its deadline passes (M3)", () => {
     const clock = new SimulatedClock();
     const actor = createActor(
-      relocationMachine.provide({ actors: { choose: fromPromise<ChooseOutcome, RelocationContext>(() => new Promise(() => {})) } }),
+      relocationMachine.provide({
+        actors: { choose: fromPromise<ChooseOutcome, RelocationContext>(() => new Promise(() => {})) },
+      }),
       { clock, input: input(true) },
     ).start();
     clock.increment(1000);

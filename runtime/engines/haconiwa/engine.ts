@@ -20,10 +20,10 @@ import { isListening } from "../listening.js";
 import { readOutputLog } from "../output-log.js";
 import { handlesTerm, identify, isRunning, signalProcess, waitUntil } from "../process-table.js";
 import { baseLayer } from "../runc/base-layer.js";
-import { type Cgroups, findCgroups } from "../runc/cgroup.js";
+import { type Cgroups, findCgroups, scaleCgroup } from "../runc/cgroup.js";
 import { type Criu, openCriu, removeStaleMountPoints } from "../runc/criu.js";
 import { machineFingerprint, rootfsFingerprint } from "../runc/fingerprint.js";
-import { archiveCommand } from "../runc/rootfs.js";
+import { archiveCommand, growRootfs } from "../runc/rootfs.js";
 import { CriuService } from "./criu-service.js";
 import { hacoFile } from "./haco-file.js";
 import { checkImage, criuDirectory, lastErrorsIn, sealImage } from "./image.js";
@@ -139,6 +139,14 @@ export class HaconiwaEngine implements Engine {
         { name: "criu service", ms: readyMs - begunMs },
         { name: "haconiwa checkpoint", ms: performance.now() - readyMs },
       ];
+    });
+  }
+
+  async scale(instance: Instance, limits: ContainerSpec["limits"]): Promise<void> {
+    const names = this.#names(instance.container);
+    await this.#inTurn(instance.container, async () => {
+      scaleCgroup(this.#cgroups, names, limits);
+      await growRootfs(names, limits);
     });
   }
 

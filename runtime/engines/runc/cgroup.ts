@@ -58,6 +58,56 @@ export function createCgroup(cgroups: Cgroups, names: Names, limits: ContainerSp
   return unlimited;
 }
 
+/**
+ * Changes CPU, memory and pids of one that is in use.
+ * @throws HakobuError CONFIG_INVALID where one cannot be set; those before it, memory first, are set then
+ */
+export function scaleCgroup(cgroups: Cgroups, names: Names, limits: ContainerSpec["limits"]): void {
+  const directories = cgroups.of(names);
+  const find = (file: string): string | undefined =>
+    directories.map((directory) => join(directory, file)).find((path) => existsSync(path));
+  if (cgroups.version === 2) refuseTooLittle(find("memory.stat"), limits);
+  const settings = scalable(cgroups.version === 2 ? unified(limits) : separate(limits));
+  // Swap and memory together are never less than memory alone.
+  const growing = settings.some(([file, value]) => {
+    const path = file === "memory.limit_in_bytes" ? find(file) : undefined;
+    return path !== undefined && BigInt(readFileSync(path, "latin1").trim()) < BigInt(value);
+  });
+  for (const [file, value] of growing ? settings.toSorted(([a], [b]) => rank(a) - rank(b)) : settings) {
+    const path = find(file);
+    if (path === undefined) {
+      if (isSwap(file)) continue;
+      throw new HakobuError("CONFIG_INVALID", `${file} cannot be changed: this machine has no such controller`);
+    }
+    try {
+      writeFileSync(path, value);
+    } catch (error) {
+      const why = (error as NodeJS.ErrnoException).code === "EBUSY" ? "it uses more than that now" : reasonOf(error);
+      throw new HakobuError("CONFIG_INVALID", `${names.container}: the kernel refuses ${file} = ${value}: ${why}`, {
+        cause: error,
+      });
+    }
+  }
+}
+
+const isSwap = (file: string): boolean => file === "memory.swap.max" || file === "memory.memsw.limit_in_bytes";
+const rank = (file: string): number => (isSwap(file) ? 0 : file.startsWith("memory") ? 1 : 2);
+
+/** Memory first: it is the one that can be refused. */
+function scalable(settings: Settings): Settings {
+  const some = settings.filter(([file]) => !file.startsWith("devices"));
+  return some.toSorted(([a], [b]) => Number(b.startsWith("memory")) - Number(a.startsWith("memory")));
+}
+
+/** Version 2 does not refuse: it kills. */
+function refuseTooLittle(stat: string | undefined, limits: ContainerSpec["limits"]): void {
+  if (stat === undefined) return;
+  const used = [...readFileSync(stat, "latin1").matchAll(/^(?:anon|shmem|kernel) (\d+)$/gm)];
+  const bytesUsed = used.reduce((sum, [, count]) => sum + Number(count), 0);
+  if (bytesUsed > Number(bytes(limits)))
+    throw new HakobuError("CONFIG_INVALID", `memory ${limits.memoryMiB}MiB is less than it uses: ${bytesUsed} bytes`);
+}
+
 type Settings = readonly (readonly [file: string, value: string])[];
 
 function unified(limits: ContainerSpec["limits"]): Settings {

@@ -16,13 +16,13 @@ import { isListening } from "../listening.js";
 import { readOutputLog } from "../output-log.js";
 import { handlesTerm, identify, isRunning, signalProcess, waitUntil } from "../process-table.js";
 import { baseLayer } from "./base-layer.js";
-import { findCgroups } from "./cgroup.js";
+import { findCgroups, scaleCgroup } from "./cgroup.js";
 import { type Criu, checkCriu, dump, openCriu, removeStaleMountPoints, restore } from "./criu.js";
 import { machineFingerprint, rootfsFingerprint } from "./fingerprint.js";
 import { type Names, namesOf } from "./names.js";
 import { openGateway } from "./network.js";
 import { type Bind, bindsOf, ociConfig } from "./oci-config.js";
-import { archiveCommand } from "./rootfs.js";
+import { archiveCommand, growRootfs } from "./rootfs.js";
 import { fillSandbox, hasSandbox, openSandbox, removeSandbox, type SandboxContext } from "./sandbox.js";
 
 /** Where the caller's signal sets no earlier end. */
@@ -142,6 +142,12 @@ export class RuncEngine implements Engine {
       signal,
     });
     return [{ name: "criu dump", ms: performance.now() - begunMs }];
+  }
+
+  async scale(instance: Instance, limits: ContainerSpec["limits"]): Promise<void> {
+    const names = this.#names(instance.container);
+    scaleCgroup(this.#sandbox.cgroups, names, limits);
+    await growRootfs(names, limits);
   }
 
   async stop(instance: Instance, graceMs: number): Promise<void> {

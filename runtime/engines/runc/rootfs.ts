@@ -4,7 +4,7 @@
 //   F1  What the container writes stays in its upper layer; the image of a checkpoint carries that layer with it.
 //   F2  With `host` as lower directory the container sees the packages of the machine, and none of its secrets, users' files or
 //       state (base-layer.ts).
-import { lstatSync, mkdirSync, readFileSync, readlinkSync, rmSync } from "node:fs";
+import { lstatSync, mkdirSync, readFileSync, readlinkSync, rmSync, statfsSync } from "node:fs";
 import { join } from "node:path";
 import { HakobuError } from "../../../actors/hakobu-error.js";
 import type { ContainerSpec } from "../../../actors/ports/spec.js";
@@ -84,6 +84,17 @@ export function archiveCommand(names: Names, directory: string): string {
 
 export function quote(text: string): string {
   return `'${text.replaceAll("'", `'\\''`)}'`;
+}
+
+/** Lets the writable layer grow with the memory that it is charged to; it never shrinks, for it may be full. */
+export async function growRootfs(names: Names, limits: ContainerSpec["limits"]): Promise<void> {
+  const { blocks, bsize } = statfsSync(names.layer);
+  if (blocks * bsize >= limits.memoryMiB * 1024 * 1024) return;
+  await runCommand(["mount", "-o", `remount,size=${limits.memoryMiB}m`, names.layer], {
+    failure: "CONFIG_INVALID",
+    title: `the writable layer of ${names.container}`,
+    timeoutMs: commandLimitMs,
+  });
 }
 
 /** Idempotent. Processes that still use it would be a mistake of the caller: the unmount is not lazy. */

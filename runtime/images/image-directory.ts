@@ -1,0 +1,137 @@
+// One image as a directory: `<images>/<container>/<epoch>/`, and what may lie beside it:
+//
+//   .draft-<epoch>-<random>   being written
+//   .bad-<epoch>              set aside, with reason.txt; no reader opens it
+//   .gone-<epoch>-<random>    being removed; no reader opens it
+//
+// What is read here may have been damaged or forged: it comes back as a reason, never as an exception.
+import { createHash, randomBytes } from "node:crypto";
+import { constants, createReadStream } from "node:fs";
+import { open, readdir, readFile, stat } from "node:fs/promises";
+import { join, relative } from "node:path";
+import { HakobuError, reasonOf } from "../../actors/hakobu-error.js";
+import type { Image, Manifest } from "../../actors/ports/image-store.js";
+import { parseManifest } from "./manifest.js";
+import { codeOf, referencesName } from "./reference.js";
+
+export const manifestName = "manifest.json";
+export const reasonName = "reason.txt";
+/** Files up to this size are read whole at every find. */
+export const alwaysDigestedBytes = 1024 * 1024;
+
+export type Beside = "draft" | "gone";
+
+export function nameBeside(kind: Beside, epoch: number | string): string {
+  return `.${kind}-${epoch}-${randomBytes(6).toString("hex")}`;
+}
+
+export interface Place {
+  readonly epoch: number;
+  readonly bad: boolean;
+  readonly path: string;
+}
+
+/** Images of a container, the bad ones too, newest first. `home`: its directory. */
+export async function placesIn(home: string): Promise<Place[]> {
+  const places = (await directoriesIn(home)).flatMap((name) => {
+    const [, bad, digits] = /^(\.bad-)?(\d+)$/.exec(name) ?? [];
+    return digits === undefined ? [] : [{ epoch: Number(digits), bad: bad !== undefined, path: join(home, name) }];
+  });
+  return places.sort((a, b) => b.epoch - a.epoch);
+}
+
+/** @returns the image, or why it cannot be used */
+export async function readImage(directory: string, container: string, epoch: number): Promise<Image | string> {
+  let text: string;
+  try {
+    text = await readFile(join(directory, manifestName), "utf8");
+  } catch (error) {
+    return `its manifest cannot be read: ${reasonOf(error)}`;
+  }
+  const manifest = parseManifest(text);
+  if (typeof manifest === "string") return manifest;
+  if (manifest.container !== container || manifest.epoch !== epoch)
+    return `its manifest is that of ${manifest.container} at epoch ${manifest.epoch}`;
+  return { manifest, directory, bytes: bytesOf(manifest) };
+}
+
+export function bytesOf(manifest: Manifest): number {
+  return Object.values(manifest.files).reduce((total, { bytes }) => total + bytes, 0);
+}
+
+/** What differs between the machine that an image needs and this one, with both values. */
+export function difference(
+  image: Readonly<Record<string, string>>,
+  here: Readonly<Record<string, string>>,
+): string | undefined {
+  for (const key of [...new Set([...Object.keys(image), ...Object.keys(here)])].sort())
+    if (image[key] !== here[key])
+      return `${key} differs: the image has ${image[key] ?? "none"}, this host ${here[key] ?? "none"}`;
+  return undefined;
+}
+
+/** `strict`: a file that the manifest does not name is damage too. @returns what is wrong with its files */
+export async function damage(image: Image, digestBelowBytes: number, strict: boolean): Promise<string | undefined> {
+  const { directory, manifest } = image;
+  try {
+    const looks = Object.entries(manifest.files).map(async ([path, { bytes, sha256 }]) => {
+      const file = join(directory, path);
+      const stats = await stat(file).catch(() => undefined);
+      if (stats === undefined || !stats.isFile()) return `${path} is missing`;
+      if (stats.size !== bytes) return `${path} has ${stats.size} bytes instead of ${bytes}`;
+      if (bytes >= digestBelowBytes) return undefined;
+      return (await digestOf(file)) === sha256 ? undefined : `${path} has changed: its SHA-256 is another one`;
+    });
+    const results = await Promise.all(looks.map((look) => look.catch(reasonOf)));
+    const found = results.find((result) => result !== undefined);
+    if (found !== undefined) return found;
+    if ((await stat(join(directory, referencesName)).catch(() => undefined)) === undefined)
+      return "it is being removed";
+    if (!strict) return undefined;
+    const more = (await filesIn(directory)).find(
+      (path) => path !== manifestName && !path.startsWith(`${referencesName}/`) && !Object.hasOwn(manifest.files, path),
+    );
+    return more === undefined ? undefined : `${more} does not belong to it`;
+  } catch (error) {
+    return reasonOf(error);
+  }
+}
+
+export async function digestOf(file: string): Promise<string> {
+  const hash = createHash("sha256");
+  const stats = await stat(file);
+  if (stats.size < alwaysDigestedBytes) return hash.update(await readFile(file)).digest("hex");
+  for await (const chunk of createReadStream(file, { highWaterMark: 1024 * 1024 })) hash.update(chunk as Buffer);
+  return hash.digest("hex");
+}
+
+/** @throws HakobuError CHECKPOINT_FAILED where there is more than files and directories */
+export async function filesIn(directory: string): Promise<string[]> {
+  const entries = await readdir(directory, { recursive: true, withFileTypes: true });
+  const strange = entries.find((entry) => !entry.isFile() && !entry.isDirectory());
+  if (strange !== undefined)
+    throw new HakobuError("CHECKPOINT_FAILED", `${strange.name} in the image is neither a file nor a directory`);
+  return entries
+    .filter((entry) => entry.isFile())
+    .map((entry) => relative(directory, join(entry.parentPath, entry.name)))
+    .sort();
+}
+
+/** None where it is not there. */
+export async function directoriesIn(directory: string): Promise<string[]> {
+  const entries = await readdir(directory, { withFileTypes: true }).catch((error: unknown) => {
+    if (codeOf(error) === "ENOENT") return [];
+    throw error;
+  });
+  return entries.filter((entry) => entry.isDirectory()).map(({ name }) => name);
+}
+
+/** Of a file; of a directory, so that a rename in it is kept. */
+export async function sync(path: string): Promise<void> {
+  const file = await open(path, constants.O_RDONLY);
+  try {
+    await file.sync();
+  } finally {
+    await file.close();
+  }
+}

@@ -1,0 +1,207 @@
+// Hooks, limits and the suspended tier on real parts: etcd, a proxy, two agents in network namespaces, runc and CRIU.
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { existsSync, readFileSync } from "node:fs";
+import { readdir, rm, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import type { ContainerSpec } from "../../actors/ports/spec.js";
+import { cannotRestore, eventually, openTestCluster, type Reply, type TestCluster } from "../lab/cluster.js";
+
+const program = fileURLToPath(new URL("../../runtime/cli/main.js", import.meta.url));
+
+interface Answer {
+  readonly count: number;
+  readonly hooks: readonly { readonly name?: string; readonly url: string; readonly body?: Record<string, unknown> }[];
+  readonly headers: Readonly<Record<string, string>>;
+  readonly seed: string;
+}
+
+describe("a container's memory and limits", function () {
+  this.timeout(90_000);
+  let lab: TestCluster;
+  let count = 0;
+
+  before(async function () {
+    const why = await cannotRestore();
+    if (why !== undefined) {
+      console.log(`      skipped: ${why}`);
+      this.skip();
+    }
+    lab = await openTestCluster("tiers", ["a", "b"]);
+  });
+  after(async () => {
+    await lab?.close();
+  });
+
+  const answerOf = (reply: Reply): Answer => {
+    assert.equal(reply.status, 200, reply.text);
+    return JSON.parse(reply.text) as Answer;
+  };
+
+  /** Placed, started cold, checkpointed. */
+  async function ready(more: Partial<ContainerSpec> = {}) {
+    const name = `tier-${++count}`;
+    const refuse = join(lab.cluster.shared, `${name}.refuse`);
+    const record = lab.journal(name, {
+      command: [process.execPath, "/app/hooked.mjs"],
+      ...more,
+      env: { REFUSE: `/shared/${name}.refuse` },
+    });
+    await lab.cluster.apply([record]);
+    const get = async () => answerOf(await lab.send(`${name}.localhost`));
+    const add = async () => answerOf(await lab.send(`${name}.localhost`, { method: "POST", path: "/count" }));
+    await get();
+    const state = async () => {
+      const owner = (await lab.cluster.owner(name)) as string;
+      return (await lab.cluster.status(owner))?.containers.find((each) => each.name === name);
+    };
+    const stopped = () => eventually("it stops when idle", async () => (await state())?.state === "stopped");
+    return { name, hostname: `${name}.localhost`, record, refuse, get, add, state, stopped };
+  }
+
+  const hooks = { beforeCheckpoint: "/hooks/before", afterRestore: "/hooks/after", timeoutMs: 5000 };
+
+  it("calls an application's hooks around its image, and gives each restored copy another seed", async () => {
+    const { get, state, stopped } = await ready({ hooks, idleTimeoutMs: 300 });
+    const first = await get();
+    assert.deepEqual(
+      first.hooks.map(({ name, url, body }) => [name, url, body?.["reason"], body?.["seed"]]),
+      [["beforeCheckpoint", "/hooks/before", "golden", undefined]],
+    );
+    const copies: Answer[] = [];
+    for (let copy = 0; copy < 2; copy++) {
+      await stopped();
+      copies.push(await get());
+      const now = await state();
+      assert.equal(now?.how, "restored");
+      const { name, body } = copies[copy]?.hooks.at(-1) ?? {};
+      assert.deepEqual([name, body?.["epoch"], body?.["reason"]], ["afterRestore", now?.epoch, "golden"]);
+      assert.match(String(body?.["host"]), /^tiers-[ab]$/);
+      assert.match(String(body?.["seed"]), /^[0-9a-f]{64}$/);
+    }
+    assert.equal(copies[1]?.hooks.length, 2, "each copy comes from the same image");
+    const seeds = [first.seed, ...copies.flatMap(({ seed, hooks: calls }) => [seed, calls.at(-1)?.body?.["seed"]])];
+    assert.equal(new Set(seeds).size, seeds.length, "seeds are never the same");
+  });
+
+  it("starts cold when the hook after a restore fails, and tells why", async () => {
+    const { name, refuse, get, state, stopped } = await ready({ hooks, idleTimeoutMs: 300 });
+    await stopped();
+    await writeFile(refuse, "afterRestore\n");
+    assert.deepEqual(
+      (await get()).hooks.map((hook) => hook.name),
+      ["beforeCheckpoint"],
+    );
+    const now = await state();
+    assert.equal(now?.how, "cold");
+    const kept = await readdir(join(lab.cluster.shared, "images", name));
+    assert.ok(
+      kept.some((entry) => entry.startsWith(".bad-")),
+      kept.join(" "),
+    );
+    await rm(refuse);
+  });
+
+  it("takes no image while the hook before it fails, and serves all the same", async () => {
+    const name = `tier-${count + 1}`;
+    await writeFile(join(lab.cluster.shared, `${name}.refuse`), "beforeCheckpoint\n");
+    const { state } = await ready({ hooks });
+    assert.match((await state())?.reason ?? "", /beforeCheckpoint .*500: planted/);
+    const kept = await readdir(join(lab.cluster.shared, "images", name)).catch(() => []);
+    assert.deepEqual(
+      kept.filter((entry) => /^\d+$/.test(entry)),
+      [],
+    );
+  });
+
+  it("lets no client pass for a hook", async () => {
+    const { hostname, get } = await ready({ hooks });
+    const headers = { "hakobu-hook": "afterRestore", "Hakobu-Epoch": "99" };
+    const seen = answerOf(await lab.send(hostname, { headers }));
+    assert.deepEqual(
+      Object.keys(seen.headers).filter((key) => key.startsWith("hakobu-")),
+      [],
+    );
+    await lab.send(hostname, { method: "POST", path: "/hooks/after", body: "{}", headers });
+    assert.equal((await get()).hooks.at(-1)?.name, undefined);
+  });
+
+  describe("scaled", () => {
+    /** Limits as the kernel has them. */
+    function limitsOf(host: string, name: string): { memory: number; cpus: number } {
+      const cgroup = `hakobu/${host}/${name}`;
+      const read = (...files: string[]): string[] => {
+        const path = files.find((file) => existsSync(file));
+        assert.ok(path !== undefined, files.join(" "));
+        return readFileSync(path, "utf8").trim().split(" ");
+      };
+      const root = "/sys/fs/cgroup";
+      const [memory] = read(`${root}/memory/${cgroup}/memory.limit_in_bytes`, `${root}/${cgroup}/memory.max`);
+      const [quota] = read(`${root}/cpu/${cgroup}/cpu.cfs_quota_us`, `${root}/${cgroup}/cpu.max`);
+      return { memory: Number(memory), cpus: Number(quota) / 100_000 };
+    }
+
+    async function scale(...args: string[]): Promise<{ status: number | null; text: string }> {
+      const child = spawn(process.execPath, [program, "scale", ...args, "--etcd", lab.cluster.etcd], {
+        stdio: ["ignore", "pipe", "pipe"],
+      });
+      let text = "";
+      for (const stream of [child.stdout, child.stderr])
+        stream.setEncoding("utf8").on("data", (chunk: string) => (text += chunk));
+      const status = await new Promise<number | null>((resolve) => child.once("close", resolve));
+      return { status, text };
+    }
+
+    it("has other limits at once, in the same process, and keeps them when it is restored", async () => {
+      const { name, record, get, state, stopped } = await ready({ idleTimeoutMs: 2000 });
+      const before = await state();
+      const host = lab.cluster.hostId((await lab.cluster.owner(name)) as string);
+      assert.deepEqual(limitsOf(host, name), { memory: 256 * 2 ** 20, cpus: 1 });
+      for (const [memory, cpus] of [
+        [1024, 2],
+        [300, 0.5],
+      ] as const) {
+        const { status, text } = await scale(name, "--cpu", String(cpus), "--memory", `${memory}MiB`);
+        assert.equal(status, 0, text);
+        assert.deepEqual(limitsOf(host, name), { memory: memory * 2 ** 20, cpus });
+      }
+      const now = await state();
+      assert.deepEqual([now?.pid, now?.epoch], [before?.pid, before?.epoch]);
+      const [kept] = (await lab.cluster.store.read(name)) === undefined ? [] : [record];
+      assert.equal(kept?.hash, record.hash);
+      await stopped();
+      await get();
+      assert.equal((await state())?.how, "restored", "the image is of use still");
+      assert.deepEqual(limitsOf(host, name), { memory: 300 * 2 ** 20, cpus: 0.5 });
+    });
+
+    it("follows limits that were applied with its specification", async () => {
+      const { name, record, state } = await ready();
+      const before = await state();
+      const host = lab.cluster.hostId((await lab.cluster.owner(name)) as string);
+      const limits = { ...record.spec.limits, memoryMiB: 512 };
+      await lab.cluster.apply([{ ...record, spec: { ...record.spec, limits } }]);
+      await eventually("the limit changes", () => limitsOf(host, name).memory === 512 * 2 ** 20);
+      assert.equal((await state())?.pid, before?.pid);
+    });
+
+    it("is refused what is less than it uses, and what is no limit; nothing changes then", async () => {
+      const { name, get } = await ready();
+      const host = lab.cluster.hostId((await lab.cluster.owner(name)) as string);
+      const before = limitsOf(host, name);
+      for (const [args, why] of [
+        [["--memory", "4MiB"], /uses/],
+        [["--memory", "1KiB"], /--memory: expected a size/],
+        [["--cpu", "none"], /--cpu: expected a number/],
+        [[], /nothing to change/],
+      ] as const) {
+        const { status, text } = await scale(name, ...args);
+        assert.notEqual(status, 0);
+        assert.match(text, why);
+      }
+      assert.deepEqual(limitsOf(host, name), before);
+      await get();
+    });
+  });
+});
