@@ -260,9 +260,7 @@ export class ContainerActor {
           span.end();
           return { kind: "noImage", why: "its image has been removed meanwhile" };
         }
-        const launched = await engine
-          .restore(this.#launch(), use.directory, signal)
-          .finally(() => use.release());
+        const launched = await engine.restore(this.#launch(), use.directory, signal).finally(() => use.release());
         this.#instance = launched.instance;
         const hook = await this.#afterRestore(launched.instance, "golden", signal);
         this.#running(launched.instance, span, {

@@ -5,11 +5,14 @@
 //       that dies under a request is noticed within freshMs + the probe's time-out.
 //   L3  At most one probe of a given kind and time-out is under way.
 //   L4  After a refusal only the agent can make the host trusted again: an ICMP echo is answered by its kernel, agent or not.
+//   L5  A probe of a request waits no longer than this host's round trips make likely (round-trips.ts): the time-out that is
+//       asked for is the most. A suspected host is asked again with all of it.
 import { type Actor, createActor, fromPromise } from "xstate";
 import { reachabilityMachine, type Verdict } from "../machines/reachability.js";
 import { type Clock, delay } from "./ports/clock.js";
 import type { ProbeKind, Prober, ProbeResult, Target } from "./ports/prober.js";
 import type { ActorRegistry } from "./registry.js";
+import { RoundTrips } from "./round-trips.js";
 
 /** A request that waits for the host's answer. */
 export interface Waiting {
@@ -39,6 +42,8 @@ export class ReachabilityActor {
   readonly #deps: ReachabilityDeps;
   readonly #target: Target;
   readonly #freshMs: number;
+  readonly #probeFloorMs: number;
+  readonly #trips: Readonly<Record<ProbeKind, RoundTrips>> = { tcp: new RoundTrips(), icmp: new RoundTrips() };
   readonly #defaultKind: ProbeKind;
   readonly #actor: Actor<typeof reachabilityMachine>;
   readonly #probes = new Map<string, Promise<ProbeResult>>();
@@ -53,12 +58,19 @@ export class ReachabilityActor {
     deps: ReachabilityDeps,
     host: string,
     target: Target,
-    options: { readonly freshMs: number; readonly probeTimeoutMs: number; readonly probeKind?: ProbeKind },
+    options: {
+      readonly freshMs: number;
+      readonly probeTimeoutMs: number;
+      /** L5: the least that a probe waits. */
+      readonly probeFloorMs: number;
+      readonly probeKind?: ProbeKind;
+    },
   ) {
     this.host = host;
     this.#deps = deps;
     this.#target = target;
     this.#freshMs = options.freshMs;
+    this.#probeFloorMs = options.probeFloorMs;
     this.#probeTimeoutMs = options.probeTimeoutMs;
     this.#defaultKind = options.probeKind ?? "tcp";
     this.#probeKind = this.#defaultKind;
@@ -154,7 +166,9 @@ export class ReachabilityActor {
     if (underWay !== undefined) return underWay;
     const { clock, prober } = this.#deps;
     const begunMs = clock.now();
-    const probe = prober.probe(this.#target, timeoutMs, kind).then((result) => {
+    const limitMs = this.#trips[kind].timeoutMs(this.#probeFloorMs, timeoutMs);
+    const probe = prober.probe(this.#target, limitMs, kind).then((result) => {
+      if (result.kind === "alive") this.#trips[kind].note(result.rttMs);
       this.#probes.delete(key);
       this.lastProbeMs = clock.now() - begunMs;
       this.#take(result, kind);

@@ -3,6 +3,7 @@
 import { Command } from "commander";
 import { doctorCommand } from "./doctor.js";
 import { experimentCommand } from "./experiment.js";
+import { imagesCommand } from "./images.js";
 import { memberCommands } from "./members.js";
 import { moveCommands } from "./move.js";
 import { fail } from "./output.js";
@@ -32,6 +33,7 @@ experimentCommand(program);
 memberCommands(program);
 storeCommands(program);
 moveCommands(program);
+imagesCommand(program);
 scaleCommand(program);
 doctorCommand(program);
 

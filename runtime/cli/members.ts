@@ -1,8 +1,8 @@
 // `hakobu proxy` and `hakobu host`: one member of a cluster, until it is told to end.
 import { mkdir } from "node:fs/promises";
 import type { Command } from "commander";
-import type { Logger } from "pino";
 import type { Engine } from "../../actors/ports/engine.js";
+import type { Log } from "../../actors/ports/log.js";
 import { adminApi } from "../admin/admin.js";
 import { hostSettings, proxySettings, readHostConfig, readProxyConfig } from "../config/program.js";
 import { HaconiwaEngine } from "../engines/haconiwa/engine.js";
@@ -11,12 +11,14 @@ import { RuncEngine } from "../engines/runc/engine.js";
 import { withFaultPoints } from "../fault-points.js";
 import { createHost } from "../host.js";
 import { koaServer, listen, shut } from "../http-server.js";
-import { DirectoryImageStore } from "../images/directory-store.js";
+import { collectHourly } from "../images/collector.js";
+import { configuredImages, secretDirectories } from "../images/configured.js";
 import { programLog } from "../log.js";
 import { EtcdPlacementStore } from "../placement/etcd.js";
 import { createProxy } from "../proxy/proxy.js";
 import { systemClock } from "../system-clock.js";
 import { startTracing } from "../tracing/opentelemetry.js";
+import { read } from "./store.js";
 import { etcdOptions, type Given, givenSettings, withSettings } from "./settings.js";
 
 export function memberCommands(program: Command): void {
@@ -55,6 +57,7 @@ async function runProxy(options: Given): Promise<void> {
     ...proxy,
     freshMs: proxy.probe.freshMs,
     probeTimeoutMs: proxy.probe.timeoutMs,
+    probeFloorMs: proxy.probe.floorMs,
     probeKind: proxy.probe.kind,
     store,
     log,
@@ -72,10 +75,14 @@ async function runProxy(options: Given): Promise<void> {
 
 async function runHost(options: Given): Promise<void> {
   const given = givenSettings(options, hostSettings);
-  const { etcd, log: logging, host } = await readHostConfig({ file: options.config, env: process.env, options: given });
+  const config = await readHostConfig({ file: options.config, env: process.env, options: given });
+  const { etcd, log: logging, host } = config;
   const log = programLog(logging.level);
   const stop = stopSignal();
   const { id, stateDir } = host;
+  const images = await configuredImages(config, log);
+  await images.prepare();
+  const hidden = secretDirectories(config);
   for (const directory of [stateDir, host.images]) await mkdir(directory, { recursive: true, mode: 0o700 });
   const tracing = startTracing({ service: "hakobu-host", instance: id, log });
   const store = new EtcdPlacementStore(etcdOptions(etcd), { clock: systemClock, log });
@@ -87,29 +94,34 @@ async function runHost(options: Given): Promise<void> {
       store: withFaultPoints(store, "store", { join: "membership" }),
       log,
       tracer: tracing.tracer,
-      engines: host.engines.map((name) => withFaultPoints(engine(name, id, stateDir, host.images, log), "engine")),
-      images: withFaultPoints(new DirectoryImageStore({ directory: host.images, log }), "images", { begin: "draft" }),
+      engines: host.engines.map((name) => withFaultPoints(engine(name, id, stateDir, hidden, log), "engine")),
+      images: withFaultPoints(images, "images", { begin: "draft" }),
     },
     joining.signal,
+  );
+  const endCollections = collectHourly(
+    (wanted) => images.collect(wanted),
+    async () => new Set([...(await read(store)).specs()].map(({ spec }) => spec.name)),
   );
   const signal = await stop;
   log.info({ signal }, signal === "SIGTERM" ? "told to end: moves its containers away" : "told to end");
   await member.close({ drain: signal === "SIGTERM" });
+  await endCollections();
+  await images.close();
   await store.close();
   await tracing.close();
 }
 
 type EngineName = "runc" | "process" | "haconiwa";
 
-function engine(name: EngineName, hostId: string, stateDir: string, images: string, log: Logger): Engine {
+export function engine(name: EngineName, hostId: string, stateDir: string, hidden: readonly string[], log: Log): Engine {
   switch (name) {
     case "runc":
-      // Images hold the memory of every container: no container sees them.
-      return new RuncEngine({ hostId, stateDir, log, hidden: [images] });
+      return new RuncEngine({ hostId, stateDir, log, hidden });
     case "process":
       return new ProcessEngine({ hostId, stateDir, log });
     case "haconiwa":
-      return new HaconiwaEngine({ hostId, stateDir, log });
+      return new HaconiwaEngine({ hostId, stateDir, log, hidden });
   }
 }
 

@@ -19,7 +19,9 @@ import { type Path, type Problem, problemsOf, refusal } from "./problem.js";
 const SECOND = 1000;
 const HOUR = 3_600_000;
 const KiB = 2 ** 10;
+const MiB = 2 ** 20;
 const GiB = 2 ** 30;
+const PiB = 2 ** 50;
 /** Bodies that wait for their host, all together. */
 const MOST_WAITING_BYTES = 4 * GiB;
 
@@ -90,6 +92,16 @@ const hostSchema = fields.block({
       .default(["runc"])
       .describe("what it can run"),
   }),
+  images: fields.section({
+    keyFile: file.describe("key of the cluster, 32 random bytes or more: images without its MAC are refused"),
+    encrypt: fields.flag.default(false).describe("images are encrypted with that key, and others refused"),
+    quota: fields.size(MiB, PiB, "50GiB").optional().describe("of all images together; default: none"),
+    keep: fields.whole(1, 100).default(2).describe("good images of each container that are kept"),
+    keepBad: fields
+      .duration(0, 365 * 24 * HOUR)
+      .default(24 * HOUR)
+      .describe("how long an image that failed is kept, for people to look at"),
+  }),
 });
 
 const proxySchema = fields.block({
@@ -115,9 +127,13 @@ const proxySchema = fields.block({
         .duration(10, 10 * SECOND)
         .default(100)
         .describe("silence of a host that counts as its death"),
+      floor: fields
+        .duration(1, 10 * SECOND)
+        .default(50)
+        .describe("least time-out of a probe, however quick a host's answers are"),
       fresh: fields
         .duration(0, 10 * SECOND)
-        .default(20)
+        .default(10)
         .describe("a host that was heard this recently is not probed"),
     }),
     replayLimit: fields
@@ -160,6 +176,13 @@ export interface HostConfig extends ProgramConfig {
     readonly capacity: number;
     readonly engines: readonly ("runc" | "process" | "haconiwa")[];
   };
+  readonly images: {
+    readonly keyFile?: string;
+    readonly encrypt: boolean;
+    readonly quotaBytes?: number;
+    readonly keep: number;
+    readonly keepBadMs: number;
+  };
 }
 
 export interface ProxyConfig extends ProgramConfig {
@@ -168,7 +191,12 @@ export interface ProxyConfig extends ProgramConfig {
     readonly admin: fields.Endpoint;
     readonly requestTimeoutMs: number;
     readonly relocationTimeoutMs: number;
-    readonly probe: { readonly kind: ProbeKind; readonly timeoutMs: number; readonly freshMs: number };
+    readonly probe: {
+      readonly kind: ProbeKind;
+      readonly timeoutMs: number;
+      readonly floorMs: number;
+      readonly freshMs: number;
+    };
     readonly replayLimitBytes: number;
     readonly maxWaiting: number;
     readonly movesPerMinute: number;
@@ -341,10 +369,22 @@ export async function readHostConfig(sources: Sources): Promise<HostConfig> {
     refuse("host.advertise", "is this machine only, and host.listen is not there");
   const stateDir = form.host.stateDir ?? `/var/lib/hakobu/${id}`;
   if (images === stateDir) refuse("host.images", "must not be host.stateDir: it is shared by all hosts");
+  const { keyFile, encrypt, quota, keep, keepBad } = form.images;
+  if (encrypt && keyFile === undefined) refuse("images.encrypt", "needs images.keyFile");
+  if (keyFile?.startsWith(`${images}/`)) refuse("images.keyFile", "must not lie with the images that it protects");
+  if (keyFile !== undefined && keyFile.split("/").length < 4)
+    refuse("images.keyFile", "its directory is hidden from containers: use one of its own, such as /etc/hakobu");
   const config = {
     etcd: etcdOf(form.etcd, sources.env, refuse),
     log: form.log,
     host: { id, listen, advertise, stateDir, images, capacity, engines: [...new Set(engines)] },
+    images: {
+      ...(keyFile === undefined ? {} : { keyFile }),
+      encrypt,
+      ...(quota === undefined ? {} : { quotaBytes: quota }),
+      keep,
+      keepBadMs: keepBad,
+    },
   };
   settle();
   return deepFreeze(config);
@@ -355,8 +395,17 @@ export async function readProxyConfig(sources: Sources): Promise<ProxyConfig> {
   const gathered = await gather(proxySettings, sources);
   const form = check(proxySchema, gathered);
   const { refuse, settle } = collector(gathered.where);
-  const { listen, admin, requestTimeout, relocationTimeout, probe, replayLimit, maxWaiting, movesPerMinute, trustForwarded } =
-    form.proxy;
+  const {
+    listen,
+    admin,
+    requestTimeout,
+    relocationTimeout,
+    probe,
+    replayLimit,
+    maxWaiting,
+    movesPerMinute,
+    trustForwarded,
+  } = form.proxy;
   if (listen.port === admin.port && (listen.address === admin.address || isWildcard(listen) || isWildcard(admin)))
     refuse("proxy.admin", "is the same as proxy.listen");
   if (!isLoopback(admin))
@@ -380,7 +429,7 @@ export async function readProxyConfig(sources: Sources): Promise<ProxyConfig> {
       admin,
       requestTimeoutMs: requestTimeout,
       relocationTimeoutMs: relocationTimeout,
-      probe: { kind: probe.kind, timeoutMs: probe.timeout, freshMs: probe.fresh },
+      probe: { kind: probe.kind, timeoutMs: probe.timeout, floorMs: probe.floor, freshMs: probe.fresh },
       replayLimitBytes: replayLimit,
       maxWaiting,
       movesPerMinute,

@@ -91,7 +91,11 @@ export class ImageCollector {
     });
   }
 
-  /** What collectors and writers that died have left. */
+  /** Removes what collectors and writers of that container left when they died. */
+  async leftovers(container: string): Promise<void> {
+    await this.#quietly(async () => this.#leftovers(this.#of(container), await this.#now()));
+  }
+
   async #leftovers(home: string, nowMs: number): Promise<void> {
     for (const name of await directoriesIn(home)) {
       const path = join(home, name);

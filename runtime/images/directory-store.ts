@@ -9,6 +9,7 @@
 //   D5  With a key, only an image with this key's MAC is used, and nothing that lies in it unnamed. With encryption, only an
 //       encrypted one, and its content is never on the shared directory in clear: not in a draft, not for a restore.
 import { hostname } from "node:os";
+import { randomUUID } from "node:crypto";
 import { mkdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { HakobuError, reasonOf } from "../../actors/hakobu-error.js";
@@ -159,6 +160,7 @@ export class DirectoryImageStore implements ImageStore {
     const home = this.#of(container);
     const draft = join(home, nameBeside("draft", epoch));
     let directory = draft;
+    await this.#collector.leftovers(container);
     await explained(container, async () => {
       // Makes the container's directory too, which a collector may have removed just now.
       await mkdir(draft, { recursive: true, mode: 0o700 });
@@ -229,6 +231,11 @@ export class DirectoryImageStore implements ImageStore {
     return this.#collector.collect(wanted);
   }
 
+  /** Once before it is used by a host: removes what a crash left decrypted. @throws HakobuError CONFIG_INVALID */
+  async prepare(): Promise<void> {
+    await this.#options.memory?.prepare();
+  }
+
   /** Ends verifications, removes what is decrypted. Idempotent. */
   async close(): Promise<void> {
     for (const timer of this.#timers) clearTimeout(timer);
@@ -279,13 +286,17 @@ export class DirectoryImageStore implements ImageStore {
     await sync(draft);
     const home = dirname(draft);
     const directory = join(home, String(epoch));
-    try {
-      await rename(draft, directory);
-    } catch (error) {
-      if (codeOf(error) !== "ENOTEMPTY" && codeOf(error) !== "EEXIST") throw error;
-      const message = `there is an image of ${container} at epoch ${epoch}`;
-      throw new HakobuError("CHECKPOINT_FAILED", message, { cause: error });
-    }
+    // One of the same epoch is of an older specification, or was not good: the owner took this one because it could not use that.
+    const replaced = join(home, `.draft-${epoch}-replaced-${randomUUID()}`);
+    const stands = await rename(directory, replaced).then(
+      () => true,
+      (error: unknown) => {
+        if (codeOf(error) !== "ENOENT") throw error;
+        return false;
+      },
+    );
+    await rename(draft, directory);
+    if (stands) await rm(replaced, { recursive: true, force: true });
     this.#looked.delete(directory);
     await sync(home);
     return { manifest, directory, bytes: bytesOf(manifest) };

@@ -26,10 +26,15 @@ export class PrivateMemory {
 
   /** An empty directory, to be removed by who asked. @throws HakobuError CONFIG_INVALID */
   async make(): Promise<string> {
-    await (this.#ready ??= this.#prepare());
+    await this.prepare();
     const path = join(this.#directory, randomBytes(8).toString("hex"));
     await mkdir(path, { mode: 0o700 });
     return path;
+  }
+
+  /** Empties it, once. @throws HakobuError CONFIG_INVALID */
+  prepare(): Promise<void> {
+    return (this.#ready ??= this.#prepare());
   }
 
   async #prepare(): Promise<void> {

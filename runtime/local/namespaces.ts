@@ -126,7 +126,8 @@ export async function createNamespacesCluster(options: NamespacesOptions): Promi
   };
   await removeLeftovers(name);
   for (const id of hosts) await purge(id);
-  await rm(join(directory, "etcd"), { recursive: true, force: true });
+  // A new etcd counts its revisions, and with them the epochs that name images, from the start.
+  for (const each of [join(directory, "etcd"), join(shared, "images")]) await rm(each, { recursive: true, force: true });
   for (const each of [shared, logs]) await mkdir(each, { recursive: true });
 
   const agents = new Map<string, Child>();

@@ -24,11 +24,13 @@ export interface ProxyOptions {
   readonly listen: { readonly address: string; readonly port: number };
   readonly store: PlacementStore;
   readonly log: Log;
-  /** A host that was heard within this time is not probed. Default 20. */
+  /** A host that was heard within this time is not probed. Default 10. */
   readonly freshMs?: number;
   /** For background probes; a request's own probe takes its container's time-out. Default 100. */
   readonly probeTimeoutMs?: number;
   /** Of the probes of all containers that name no kind. Default tcp. */
+  /** The least that a probe waits, however quick a host's answers are. Default 50. */
+  readonly probeFloorMs?: number;
   readonly probeKind?: ProbeKind;
   /** Until the head of a response. Default 60 s. */
   readonly requestTimeoutMs?: number;
@@ -62,7 +64,13 @@ export interface HakobuProxy {
 /** Listens and follows the placement store; resolves when its table is filled. @throws HakobuError CONFIG_INVALID */
 export async function createProxy(options: ProxyOptions): Promise<HakobuProxy> {
   const { store, log, clock = systemClock, tracer = noTracing } = options;
-  const { registry = new ActorRegistry(), freshMs = 20, probeTimeoutMs = 100, probeKind = "tcp" } = options;
+  const {
+    registry = new ActorRegistry(),
+    freshMs = 10,
+    probeTimeoutMs = 100,
+    probeFloorMs = 50,
+    probeKind = "tcp",
+  } = options;
   const ownProber = options.prober === undefined ? new ProberByKind(probeKind, log) : undefined;
   const prober: Prober = options.prober ?? (ownProber as ProberByKind);
   const view = new ClusterView();
@@ -79,6 +87,7 @@ export async function createProxy(options: ProxyOptions): Promise<HakobuProxy> {
     const actor = new ReachabilityActor({ clock, prober, registry }, host.id, host, {
       freshMs,
       probeTimeoutMs,
+      probeFloorMs,
       probeKind,
     });
     actors.set(host.id, { actor, incarnation: host.incarnation, target: { address: host.address, port: host.port } });

@@ -59,7 +59,7 @@ describe("relocation", function () {
     assert.match(json(reply).host, new RegExp(`-${other}$`));
     const move = (await movesOf(name)).at(-1);
     assert.equal(move?.how, "restored", move?.note);
-    assert.ok((move?.probeMs ?? 0) >= 90, `probe ${move?.probeMs} ms`);
+    assert.ok((move?.probeMs ?? 0) >= 40, `probe ${move?.probeMs} ms`);
     assert.equal((await lab.lines(name)).filter((line) => line.event === "start").length, 1);
   });
 

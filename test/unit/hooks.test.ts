@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { createServer, type IncomingHttpHeaders } from "node:http";
 import type { AddressInfo } from "node:net";
+import { Admission } from "../../actors/admission.js";
 import { ContainerActor } from "../../actors/container.js";
 import type { Engine, Instance } from "../../actors/ports/engine.js";
 import type { Hook, Hooks } from "../../actors/ports/hooks.js";
@@ -142,6 +143,7 @@ describe("a container with hooks", () => {
         tracer: noTracing,
         log: noLog,
         registry: new ActorRegistry(),
+        admission: new Admission(1),
       },
       record,
       1,

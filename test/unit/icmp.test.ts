@@ -332,7 +332,7 @@ describe("a host that is asked by both kinds", () => {
       },
     };
     const deps = { clock: systemClock, prober, registry: new ActorRegistry() };
-    const options = { freshMs: 20, probeTimeoutMs: 100, probeKind: "icmp" } as const;
+    const options = { freshMs: 20, probeTimeoutMs: 100, probeFloorMs: 100, probeKind: "icmp" } as const;
     const actor = new ReachabilityActor(deps, `host-${actors.length}`, target, options);
     actors.push(actor);
     return actor;

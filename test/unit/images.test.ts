@@ -255,11 +255,12 @@ describe("image store on a directory", () => {
     );
   });
 
-  it("lets one of two publishers of one epoch win, whole", async () => {
-    const outcomes = await Promise.allSettled([publish(8), publish(8)]);
-    assert.deepEqual(outcomes.map(({ status }) => status).sort(), ["fulfilled", "rejected"]);
-    assert.equal(epochOf(await find()), 8);
-    assert.equal(await store.verify((await find()).image as Image), undefined);
+  it("replaces an image of the same epoch: its owner could not use that, or asks for something else", async () => {
+    await publish(5, { specHash: "older" });
+    assert.equal(epochOf(await find()), undefined);
+    await publish(5);
+    assert.equal(epochOf(await find()), 5);
+    assert.deepEqual(await epochs(), [5]);
   });
 
   it("finds a whole image at any moment while others publish", async () => {
