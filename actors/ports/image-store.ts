@@ -2,6 +2,12 @@
 import type { Phases } from "./engine.js";
 import type { SpecRecord } from "./placement-store.js";
 
+/**
+ * `golden`: as the container was when it was ready; any number of copies start from it, on any host. `suspended`: its memory when it
+ * was stopped, which holds what users did; at most one, restored at most once, by the next run of the container.
+ */
+export type Tier = "golden" | "suspended";
+
 export interface Manifest {
   readonly format: 1;
   readonly container: string;
@@ -9,6 +15,8 @@ export interface Manifest {
   readonly specHash: string;
   readonly engine: string;
   readonly at: "listen" | "warm";
+  /** Absent: golden. */
+  readonly tier?: Tier;
   /** Engine.fingerprint() where it was taken. */
   readonly fingerprint: Readonly<Record<string, string>>;
   /** ISO 8601. */
@@ -46,8 +54,8 @@ export interface FoundImage {
 export interface ImageDraft {
   /** Empty when handed out. */
   readonly directory: string;
-  /** Syncs the files, writes the manifest, renames. Readers see the whole image or none. */
-  publish(manifest: Taken): Promise<Image>;
+  /** Syncs the files, writes the manifest, renames. Readers see the whole image or none; none when `signal` aborts before the rename. */
+  publish(manifest: Taken, signal?: AbortSignal): Promise<Image>;
   /** Idempotent; nothing after `publish`. */
   discard(): Promise<void>;
 }
@@ -67,6 +75,14 @@ export interface ImageStore {
   /** @returns undefined when it has been removed meanwhile. @throws HakobuError RESTORE_FAILED where it is damaged; the signal's reason */
   use(image: Image, signal: AbortSignal): Promise<ImageUse | undefined>;
   begin(container: string, epoch: number): Promise<ImageDraft>;
+  /**
+   * To be called before every run of a container that may have been suspended: takes its suspended image out of the store, so that
+   * nobody else restores it, and remembers that the container has run at `epoch`. An image that cannot be used, or is older than
+   * the last run, is set aside with the reason.
+   */
+  takeSuspended(record: SpecRecord, fingerprint: Readonly<Record<string, string>>, epoch: number): Promise<FoundImage>;
+  /** For good: a suspended image that was restored, or is not wanted any more. Idempotent. */
+  remove(image: Image): Promise<void>;
   /** Keeps a bad image for people to look at, and out of every later `find`. */
   setAside(image: Image, reason: string): Promise<void>;
   /** All images of a container, newest first, the bad ones with their reason. */

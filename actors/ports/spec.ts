@@ -30,6 +30,8 @@ export interface ContainerSpec {
   readonly limits: { readonly cpus: number; readonly memoryMiB: number; readonly pids: number };
   /** Without a request for this long the container is stopped. 0: never. */
   readonly idleTimeoutMs: number;
+  /** What becomes of its memory then: `suspend` keeps it in an image, for the next request; absent: `stop`. Planned moves do the same. */
+  readonly onIdle?: "stop" | "suspend";
   readonly startTimeoutMs: number;
   /** From TERM to KILL. */
   readonly stopGraceMs: number;

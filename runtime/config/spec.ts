@@ -83,6 +83,7 @@ const schema = fields.block({
       return read.success ? read.data : undefined;
     })
     .default(600 * SECOND),
+  onIdle: fields.oneOf("stop", "suspend").default("stop"),
   startTimeout: fields.duration(SECOND, HOUR).default(60 * SECOND),
   stopGrace: fields.duration(0, HOUR).default(5 * SECOND),
   checkpoint: fields.section({
@@ -119,6 +120,8 @@ function contradictions(value: unknown): Problem[] {
     refuse(["rootfs"], "the process engine runs on the host's own root: leave rootfs out, or set engine: runc");
   if (process && checkpoint["onReady"] === true)
     refuse(["checkpoint", "onReady"], "the process engine takes no checkpoints: leave it out, or set engine: runc");
+  if (spec["onIdle"] === "suspend" && (process || checkpoint["onReady"] === false))
+    refuse(["onIdle"], `suspend takes images: ${process ? "set engine: runc" : "leave checkpoint.onReady out"}, or set stop`);
   const hooks = asSection(spec["hooks"]);
   if (process && spec["hooks"] !== undefined)
     refuse(["hooks"], "the process engine takes no checkpoints: leave them out, or set engine: runc");
@@ -176,6 +179,7 @@ function specOf(form: Form): ContainerSpec {
     mounts: form.mounts,
     limits: { cpus: limits.cpus, memoryMiB: Math.floor(limits.memory / MiB), pids: limits.pids },
     idleTimeoutMs: form.idleTimeout,
+    ...(form.onIdle === "stop" ? {} : { onIdle: form.onIdle }),
     startTimeoutMs: form.startTimeout,
     stopGraceMs: form.stopGrace,
     checkpoint: {

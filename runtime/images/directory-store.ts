@@ -8,6 +8,7 @@
 //   D4  The writer of a newer epoch removes no image that is newer; what goes, and what stays, says collector.ts.
 //   D5  With a key, only an image with this key's MAC is used, and nothing that lies in it unnamed. With encryption, only an
 //       encrypted one, and its content is never on the shared directory in clear: not in a draft, not for a restore.
+//   D6  The suspended tier (suspended.ts) is no image for find(), list() and retention.
 import { hostname } from "node:os";
 import { randomUUID } from "node:crypto";
 import { mkdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
@@ -47,6 +48,7 @@ import { format } from "./manifest.js";
 import type { PrivateMemory } from "./private-memory.js";
 import { codeOf, openToReaders, takeReference } from "./reference.js";
 import { openSealedFile, sealFile } from "./sealed-file.js";
+import { lastRun, noteRun, putSuspended, takeAside } from "./suspended.js";
 
 /** After a restore the machine has better things to do than to read the image again. */
 const verifyAfterMs = 10_000;
@@ -169,10 +171,10 @@ export class DirectoryImageStore implements ImageStore {
     let published = false;
     return {
       directory,
-      publish: async (taken) => {
+      publish: async (taken, signal) => {
         if (taken.container !== container || taken.epoch !== epoch)
           throw new HakobuError("CONFIG_INVALID", "the manifest names another image than its draft was begun for");
-        const image = await explained(container, () => this.#publish(directory, draft, taken));
+        const image = await explained(container, () => this.#publish(directory, draft, taken, signal));
         published = true;
         if (directory !== draft) await rm(directory, { recursive: true, force: true });
         await this.#collector.superseded(container, epoch);
@@ -185,13 +187,55 @@ export class DirectoryImageStore implements ImageStore {
     };
   }
 
+  async takeSuspended(
+    record: SpecRecord,
+    fingerprint: Readonly<Record<string, string>>,
+    epoch: number,
+  ): Promise<FoundImage> {
+    const container = record.spec.name;
+    const home = this.#of(container);
+    const before = record.spec.onIdle === "suspend" ? await lastRun(home) : 0;
+    const skipped = (reason: string): FoundImage => ({ skipped: [{ container, epoch, reason }] });
+    if (before > epoch) return skipped(`the container has run since, at epoch ${before}`);
+    // Written where it changes something only: the path of a wake-up.
+    if (record.spec.onIdle === "suspend" && before < epoch) await noteRun(home, epoch);
+    const directory = await takeAside(home, epoch);
+    if (directory === undefined) return { skipped: [] };
+    const image = await readImage(directory, container, undefined);
+    if (typeof image === "string") {
+      await rm(directory, { recursive: true, force: true });
+      return skipped(image);
+    }
+    const { manifest } = image;
+    const reason =
+      manifest.tier !== "suspended"
+        ? "it is no suspended image"
+        : manifest.epoch < before
+          ? `the container has run since, at epoch ${before}`
+          : await this.unusable(image, { specHash: record.hash, fingerprint });
+    if (reason === undefined) return { image, skipped: [] };
+    await this.setAside(image, reason);
+    return skipped(reason);
+  }
+
+  async remove({ directory, manifest }: Image): Promise<void> {
+    const gone = join(this.#of(manifest.container), nameBeside("gone", manifest.epoch));
+    try {
+      await rename(directory, gone);
+    } catch (error) {
+      if (codeOf(error) === "ENOENT") return;
+      throw error;
+    }
+    await rm(gone, { recursive: true, force: true });
+  }
+
   async setAside(image: Image, reason: string): Promise<void> {
     const { container, epoch } = image.manifest;
     const home = this.#of(container);
     const bad = join(home, `.bad-${epoch}`);
     try {
       await rm(bad, { recursive: true, force: true });
-      await rename(join(home, String(epoch)), bad);
+      await rename(image.directory, bad);
     } catch (error) {
       // Another host has set it aside or removed it already.
       if (codeOf(error) === "ENOENT") return;
@@ -258,11 +302,12 @@ export class DirectoryImageStore implements ImageStore {
     return undefined;
   }
 
-  async #publish(from: string, draft: string, taken: Taken): Promise<Image> {
+  async #publish(from: string, draft: string, taken: Taken, signal: AbortSignal | undefined): Promise<Image> {
     const { key } = this.#options;
     const salt = from === draft ? undefined : newSalt();
     const files: Record<string, { bytes: number; sha256: string }> = {};
     for (const path of await filesIn(from)) {
+      signal?.throwIfAborted();
       const file = join(draft, path);
       if (salt !== undefined && key !== undefined) {
         await mkdir(dirname(file), { recursive: true, mode: 0o700 });
@@ -273,7 +318,8 @@ export class DirectoryImageStore implements ImageStore {
       }
     }
     const { container, epoch, specHash, engine, at, fingerprint, taken: when } = taken;
-    const content = { format, container, epoch, specHash, engine, at, fingerprint, taken: when, files } as const;
+    const tier = taken.tier === "suspended" ? ({ tier: "suspended" } as const) : {};
+    const content = { format, container, epoch, specHash, engine, at, ...tier, fingerprint, taken: when, files } as const;
     const unsigned: Manifest =
       salt === undefined ? content : { ...content, encryption: { scheme: "aes-256-gcm/1MiB", salt } };
     const manifest: Manifest = key === undefined ? unsigned : { ...unsigned, mac: key.mac(unsigned) };
@@ -285,6 +331,13 @@ export class DirectoryImageStore implements ImageStore {
       await sync(directory);
     await sync(draft);
     const home = dirname(draft);
+    signal?.throwIfAborted();
+    if (taken.tier === "suspended") {
+      const before = await lastRun(home);
+      if (before > epoch)
+        throw new HakobuError("CHECKPOINT_FAILED", `${container} has run elsewhere since, at epoch ${before}`);
+      return { manifest, directory: await putSuspended(home, draft, epoch), bytes: bytesOf(manifest) };
+    }
     const directory = join(home, String(epoch));
     // One of the same epoch is of an older specification, or was not good: the owner took this one because it could not use that.
     const replaced = join(home, `.draft-${epoch}-replaced-${randomUUID()}`);
@@ -328,7 +381,8 @@ export class DirectoryImageStore implements ImageStore {
 
   /** Once for each image, one after the other, when the restore is some time ago. */
   #verifyLater(image: Image): void {
-    if (this.#looked.has(image.directory)) return;
+    // A suspended one is used once.
+    if (image.manifest.tier === "suspended" || this.#looked.has(image.directory)) return;
     this.#looked.add(image.directory);
     const timer = setTimeout(() => {
       this.#timers.delete(timer);

@@ -3,6 +3,8 @@
 //   .draft-<epoch>-<random>   being written
 //   .bad-<epoch>              set aside, with reason.txt; no reader opens it
 //   .gone-<epoch>-<random>    being removed; no reader opens it
+//   suspended                 the image of the suspended tier (suspended.ts)
+//   .taken-<epoch>-<random>   that one, while it is being restored
 //
 // What is read here may have been damaged or forged: it comes back as a reason, never as an exception.
 import { createHash, randomBytes } from "node:crypto";
@@ -19,7 +21,7 @@ export const reasonName = "reason.txt";
 /** Files up to this size are read whole at every find. */
 export const alwaysDigestedBytes = 1024 * 1024;
 
-export type Beside = "draft" | "gone";
+export type Beside = "draft" | "gone" | "taken";
 
 export function nameBeside(kind: Beside, epoch: number | string): string {
   return `.${kind}-${epoch}-${randomBytes(6).toString("hex")}`;
@@ -40,8 +42,12 @@ export async function placesIn(home: string): Promise<Place[]> {
   return places.sort((a, b) => b.epoch - a.epoch);
 }
 
-/** @returns the image, or why it cannot be used */
-export async function readImage(directory: string, container: string, epoch: number): Promise<Image | string> {
+/** `epoch`: undefined: any. @returns the image, or why it cannot be used */
+export async function readImage(
+  directory: string,
+  container: string,
+  epoch: number | undefined,
+): Promise<Image | string> {
   let text: string;
   try {
     text = await readFile(join(directory, manifestName), "utf8");
@@ -50,7 +56,7 @@ export async function readImage(directory: string, container: string, epoch: num
   }
   const manifest = parseManifest(text);
   if (typeof manifest === "string") return manifest;
-  if (manifest.container !== container || manifest.epoch !== epoch)
+  if (manifest.container !== container || manifest.epoch !== (epoch ?? manifest.epoch))
     return `its manifest is that of ${manifest.container} at epoch ${manifest.epoch}`;
   return { manifest, directory, bytes: bytesOf(manifest) };
 }

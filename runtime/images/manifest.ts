@@ -23,6 +23,7 @@ const schema = z.strictObject({
   specHash: z.string(),
   engine: z.string(),
   at: z.enum(["listen", "warm"]),
+  tier: z.enum(["golden", "suspended"]).exactOptional(),
   fingerprint: z.record(z.string(), z.string()),
   taken: z.string(),
   files: z.record(path, file),

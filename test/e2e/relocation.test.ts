@@ -186,6 +186,24 @@ describe("relocation", function () {
     assert.ok(move?.note, "the reason is told");
   });
 
+  it("runs what is asked for once the specification changed, and takes a new image of that", async () => {
+    const { name, hostname, state } = await ready();
+    const before = (await state())?.pid;
+    const changed = lab.journal(name, { env: { JOURNAL: `/shared/${name}.journal`, NEW: "1" } });
+    await lab.cluster.apply([changed]);
+    await eventually("the old copy is gone", async () => (await state())?.pid !== before);
+    assert.equal((await lab.send(hostname)).status, 200);
+    assert.equal((await state())?.how, "cold");
+    const images = join(lab.cluster.shared, "images", name);
+    const manifests = await Promise.all(
+      (await readdir(images)).map((epoch) => readFile(join(images, epoch, "manifest.json"), "utf8")),
+    );
+    assert.ok(manifests.some((text) => text.includes(changed.hash)), "there is an image of the new specification");
+    process.kill((await state())?.pid as number, "SIGKILL");
+    assert.equal((await lab.send(hostname)).status, 200);
+    assert.equal((await state())?.how, "restored");
+  });
+
   it("hands a container over on purpose without one failed request", async () => {
     const { name, hostname, owner, other } = await ready();
     let stop = false;

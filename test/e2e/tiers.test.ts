@@ -5,6 +5,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { readdir, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import type { SpecRecord } from "../../actors/ports/placement-store.js";
 import type { ContainerSpec } from "../../actors/ports/spec.js";
 import { cannotRestore, eventually, openTestCluster, type Reply, type TestCluster } from "../lab/cluster.js";
 
@@ -142,8 +143,15 @@ describe("a container's memory and limits", function () {
       return { memory: Number(memory), cpus: Number(quota) / 100_000 };
     }
 
+    /** As the placement store has it. */
+    async function applied(name: string): Promise<SpecRecord> {
+      for await (const change of lab.cluster.store.follow(AbortSignal.timeout(5000)))
+        if (change.kind === "reset") return change.specs.find(({ spec }) => spec.name === name) as SpecRecord;
+      return assert.fail("the store does not answer");
+    }
+
     async function scale(...args: string[]): Promise<{ status: number | null; text: string }> {
-      const child = spawn(process.execPath, [program, "scale", ...args, "--etcd", lab.cluster.etcd], {
+      const child = spawn(process.execPath, [program, "scale", ...args, "--etcd-endpoints", lab.cluster.etcd], {
         stdio: ["ignore", "pipe", "pipe"],
       });
       let text = "";
@@ -168,8 +176,8 @@ describe("a container's memory and limits", function () {
       }
       const now = await state();
       assert.deepEqual([now?.pid, now?.epoch], [before?.pid, before?.epoch]);
-      const [kept] = (await lab.cluster.store.read(name)) === undefined ? [] : [record];
-      assert.equal(kept?.hash, record.hash);
+      const kept = await applied(name);
+      assert.deepEqual([kept.hash, kept.spec.limits], [record.hash, { ...record.spec.limits, cpus: 0.5, memoryMiB: 300 }]);
       await stopped();
       await get();
       assert.equal((await state())?.how, "restored", "the image is of use still");

@@ -129,6 +129,7 @@ describe("a container with hooks", () => {
           publish: () => note("publish").then(() => image),
           discard: () => Promise.resolve(),
         }),
+      use: ({ directory }) => Promise.resolve({ directory, phases: [], release: () => {} }),
       setAside: () => note("set aside"),
     };
     const container = new ContainerActor(
