@@ -7,28 +7,25 @@
 //       that takes its image with it (set aside).
 //   A4  No request reaches a restored copy before its afterRestore hook has succeeded; a copy whose hook failed is stopped, for
 //       it may hold another copy's secrets.
+//   A5  A suspended image is of a container that does not run: it leaves the store before a copy of it begins, and one that a
+//       request has cancelled is never published, or removed at once.
 import { type Actor, createActor, fromPromise } from "xstate";
 import { type ContainerEvent, containerMachine, type RestoreOutcome } from "../machines/container.js";
 import type { Admission } from "./admission.js";
+import { type ApplicationDeps, callHook, whenAnswering, whenListening } from "./application.js";
 import { HakobuError, reasonOf } from "./hakobu-error.js";
-import { type Clock, deadline, delay } from "./ports/clock.js";
-import type { Engine, Instance, Launch, Phases } from "./ports/engine.js";
+import { deadline, delay } from "./ports/clock.js";
+import type { Instance, Launch, Phases } from "./ports/engine.js";
 import type { Activation } from "./ports/host-client.js";
-import type { HookReason, Hooks } from "./ports/hooks.js";
-import type { Image, ImageStore } from "./ports/image-store.js";
+import type { FoundImage, Image, ImageStore, Tier } from "./ports/image-store.js";
 import type { Log } from "./ports/log.js";
 import type { SpecRecord } from "./ports/placement-store.js";
-import type { Readiness } from "./ports/readiness.js";
 import type { ContainerSpec } from "./ports/spec.js";
 import type { Span, TraceContext, Tracer } from "./ports/tracer.js";
 import type { ActorRegistry } from "./registry.js";
 
-export interface ContainerDeps {
-  readonly engine: Engine;
+export interface ContainerDeps extends ApplicationDeps {
   readonly images: ImageStore;
-  readonly readiness: Readiness;
-  readonly hooks: Hooks;
-  readonly clock: Clock;
   readonly tracer: Tracer;
   readonly log: Log;
   readonly registry: ActorRegistry;
@@ -36,10 +33,10 @@ export interface ContainerDeps {
   readonly admission: Admission;
 }
 
-/** How often a starting application is asked whether it listens or answers. */
-const readyPollMs = 20;
 /** How long requests that are being answered may hold up a move. */
 const drainLimitMs = 10_000;
+/** Between idle and the stop: a request that arrives meanwhile keeps it running. */
+const idleGraceMs = 50;
 
 export class ContainerActor {
   readonly name: string;
@@ -60,6 +57,8 @@ export class ContainerActor {
   #lastActivityMs: number;
   #idleTimer: unknown;
   #stopGraceMs: number | undefined;
+  /** Its memory is in an image: it must not notice that it ends. */
+  #kept = false;
   #drained: (() => void) | undefined;
 
   constructor(deps: ContainerDeps, record: SpecRecord, epoch: number, adopted?: Instance) {
@@ -73,7 +72,9 @@ export class ContainerActor {
       actors: {
         restore: fromPromise(({ signal }) => this.#operate(this.#admitted(signal, () => this.#restore(signal)))),
         start: fromPromise(({ signal }) => this.#operate(this.#admitted(signal, () => this.#start(signal)))),
-        checkpoint: fromPromise(({ signal }) => this.#operate(this.#checkpoint(signal))),
+        checkpoint: fromPromise(({ signal }) => this.#operate(this.#takeImage("golden", signal))),
+        suspend: fromPromise(({ signal }) => this.#operate(this.#suspend(signal))),
+        lastImage: fromPromise(({ signal }) => this.#operate(this.#takeImage("suspended", signal))),
         drain: fromPromise(({ signal }) => this.#drain(signal)),
         stop: fromPromise(() => this.#stop()),
       },
@@ -96,6 +97,7 @@ export class ContainerActor {
     deps.registry.register(`container/${this.name}`, this.#actor.start());
     this.#armIdle();
     this.#followLimits();
+    if (adopted !== undefined) void this.#operate(this.#forgetSuspended());
   }
 
   get state(): string {
@@ -213,6 +215,22 @@ export class ContainerActor {
     });
   }
 
+  /**
+   * Planned: drains it, keeps its memory where its specification says so, and stops it for good. One that is coming up does so
+   * first, for what it restores is taken out of the store already. Resolves when it has left; never rejects.
+   */
+  async moveOut(reason: string, signal: AbortSignal): Promise<void> {
+    if (this.#keepsMemory && /^(restoring|starting)/.test(this.state))
+      await this.whenServing(undefined, signal).catch(() => {});
+    this.send({ type: "RELOCATE", reason, keepMemory: this.#keepsMemory });
+    await this.whenLeft();
+  }
+
+  /** Its memory goes with it in a planned move: it stops here before another host may take it. */
+  get movesWithMemory(): boolean {
+    return this.#keepsMemory;
+  }
+
   /** Resolves when it has left this host. */
   whenLeft(): Promise<void> {
     return new Promise((resolve) => {
@@ -233,12 +251,13 @@ export class ContainerActor {
 
   /** Remembers what is under way, so that a stop begins only when what it interrupts has cleaned up after itself. */
   #operate<T>(operation: Promise<T>): Promise<T> {
-    this.#underWay = operation.catch(() => {});
+    const before = this.#underWay;
+    this.#underWay = Promise.allSettled([before, operation]).then(() => {});
     return operation;
   }
 
   async #restore(signal: AbortSignal): Promise<RestoreOutcome> {
-    const { engine, images, log } = this.#deps;
+    const { engine, images } = this.#deps;
     if (this.#unproven !== undefined) {
       const image = this.#unproven;
       this.#unproven = undefined;
@@ -246,50 +265,84 @@ export class ContainerActor {
     }
     const span = this.#span("restore");
     try {
-      const { image, skipped } = await images.find(this.#record, await engine.fingerprint(this.#record.spec));
-      for (const each of skipped) log.warn({ ...each }, "image not used");
-      if (image === undefined) {
-        const why = skipped[0]?.reason ?? "there is no image yet";
-        span.end();
-        return { kind: "noImage", why };
-      }
-      span.set({ image: image.directory, bytes: image.bytes });
-      try {
-        const use = await images.use(image, signal);
-        if (use === undefined) {
-          span.end();
-          return { kind: "noImage", why: "its image has been removed meanwhile" };
-        }
-        const launched = await engine.restore(this.#launch(), use.directory, signal).finally(() => use.release());
-        this.#instance = launched.instance;
-        const hook = await this.#afterRestore(launched.instance, "golden", signal);
-        this.#running(launched.instance, span, {
-          how: "restored",
-          epoch: this.epoch,
-          image: image.directory,
-          bytes: image.bytes,
-          phases: [...use.phases, ...launched.phases, ...hook],
-        });
-        this.#unproven = image;
-        span.end();
-        return { kind: "restored" };
-      } catch (error) {
-        span.end(error);
-        if (signal.aborted || !(error instanceof HakobuError) || error.code !== "RESTORE_FAILED") throw error;
-        log.warn({ container: this.name, image: image.directory, reason: error.message }, "restore failed: cold start");
-        await images.setAside(image, error.message);
-        return { kind: "badImage", why: error.message };
-      }
+      const fingerprint = await engine.fingerprint(this.#record.spec);
+      const own = await images.takeSuspended(this.#record, fingerprint, this.epoch);
+      let outcome = await this.#restoreFrom(own, "suspended", span, signal);
+      if (outcome.kind !== "restored")
+        outcome = await this.#restoreFrom(await images.find(this.#record, fingerprint), "golden", span, signal);
+      span.end(outcome.kind === "badImage" ? outcome.why : undefined);
+      return outcome;
     } catch (error) {
       span.end(error);
       throw error;
     }
   }
 
-  /** @throws HakobuError RESTORE_FAILED when the application did not answer with success: then the copy is stopped (A4) */
-  async #afterRestore(instance: Instance, reason: HookReason, signal: AbortSignal): Promise<Phases> {
+  async #restoreFrom(
+    { image, skipped }: FoundImage,
+    tier: Tier,
+    span: Span,
+    signal: AbortSignal,
+  ): Promise<RestoreOutcome> {
+    const { engine, images, log } = this.#deps;
+    for (const each of skipped) log.warn({ ...each, tier }, "image not used");
+    if (image === undefined) return { kind: "noImage", why: skipped[0]?.reason ?? "there is no image yet" };
+    span.set({ image: image.directory, bytes: image.bytes, "hakobu.tier": tier });
     try {
-      return await this.#hook("afterRestore", instance, reason, signal);
+      signal.throwIfAborted();
+      const use = await images.use(image, signal);
+      if (use === undefined) return { kind: "noImage", why: "its image has been removed meanwhile" };
+      const launched = await engine.restore(this.#launch(), use.directory, signal).finally(() => use.release());
+      this.#instance = launched.instance;
+      const hook = await this.#afterRestore(launched.instance, tier, signal);
+      this.#running(launched.instance, span, {
+        how: "restored",
+        epoch: this.epoch,
+        image: image.directory,
+        bytes: image.bytes,
+        phases: [...use.phases, ...launched.phases, ...hook],
+      });
+      if (tier === "golden") this.#unproven = image;
+      else this.#removeImage(image);
+      return { kind: "restored" };
+    } catch (error) {
+      const bad = !signal.aborted && error instanceof HakobuError && error.code === "RESTORE_FAILED";
+      if (bad)
+        log.warn({ container: this.name, image: image.directory, tier, reason: error.message }, "restore failed");
+      // A suspended one has been taken out of the store: what came of it may have run.
+      if (bad || tier === "suspended") await images.setAside(image, reasonOf(error));
+      if (!bad) throw error;
+      return { kind: "badImage", why: error.message };
+    }
+  }
+
+  /** In the background: nobody waits for it, and nobody finds it. */
+  #removeImage(image: Image): void {
+    this.#deps.images
+      .remove(image)
+      .catch((error: unknown) =>
+        this.#deps.log.warn({ image: image.directory, reason: reasonOf(error) }, "a used image could not be removed"),
+      );
+  }
+
+  /** It runs, so what was kept of an earlier run counts no more. */
+  async #forgetSuspended(): Promise<void> {
+    const { engine, images, log } = this.#deps;
+    if (!engine.capabilities.checkpoint) return;
+    try {
+      const fingerprint = await engine.fingerprint(this.#record.spec);
+      const { image } = await images.takeSuspended(this.#record, fingerprint, this.epoch);
+      if (image !== undefined) await images.remove(image);
+    } catch (error) {
+      log.warn({ container: this.name, reason: reasonOf(error) }, "could not look for a suspended image");
+    }
+  }
+
+  /** @throws HakobuError RESTORE_FAILED when the application did not answer with success: then the copy is stopped (A4) */
+  async #afterRestore(instance: Instance, reason: Tier, signal: AbortSignal): Promise<Phases> {
+    try {
+      const { spec } = this.#record;
+      return await callHook(this.#deps, spec, instance, { name: "afterRestore", epoch: this.epoch, reason }, signal);
     } catch (error) {
       // Whoever aborted stops it.
       if (signal.aborted) throw error;
@@ -297,25 +350,6 @@ export class ContainerActor {
       this.#instance = undefined;
       throw new HakobuError("RESTORE_FAILED", reasonOf(error), { cause: error });
     }
-  }
-
-  /** Nothing where the specification names none. */
-  async #hook(
-    name: "beforeCheckpoint" | "afterRestore",
-    instance: Instance,
-    reason: HookReason,
-    signal: AbortSignal,
-  ): Promise<Phases> {
-    const { hooks, clock } = this.#deps;
-    const { spec } = this.#record;
-    const path = spec.hooks?.[name];
-    if (spec.hooks === undefined || path === undefined) return [];
-    const { timeoutMs } = spec.hooks;
-    const late = deadline(clock, timeoutMs, `hook ${name} did not answer within ${timeoutMs} ms (hooks.timeout)`);
-    const limit = AbortSignal.any([signal, late]);
-    const begunMs = clock.now();
-    await hooks.call(instance, hostnameOf(spec), { name, path, epoch: this.epoch, reason }, limit);
-    return [{ name: `${name} hook`, ms: clock.now() - begunMs }];
   }
 
   async #start(signal: AbortSignal): Promise<void> {
@@ -334,9 +368,9 @@ export class ContainerActor {
       const launched = await engine.start(this.#launch(), limit);
       this.#instance = launched.instance;
       const begunMs = clock.now();
-      await this.#listens(launched.instance, limit);
+      await whenListening(this.#deps, launched.instance, limit);
       const listensMs = clock.now();
-      if (spec.checkpoint.at === "warm") await this.#answers(launched.instance, limit);
+      if (spec.checkpoint.at === "warm") await whenAnswering(this.#deps, spec, launched.instance, limit);
       const phases = [
         ...launched.phases,
         { name: "listen", ms: listensMs - begunMs },
@@ -356,35 +390,19 @@ export class ContainerActor {
     }
   }
 
-  async #listens(instance: Instance, signal: AbortSignal): Promise<void> {
-    const { engine, clock } = this.#deps;
-    while (!(await engine.listening(instance))) {
-      if (!engine.alive(instance)) throw await this.#died(instance);
-      await delay(clock, readyPollMs, signal);
-    }
+  /** Its memory is kept when it is idle and when it is moved. */
+  get #keepsMemory(): boolean {
+    return this.#record.spec.onIdle === "suspend" && this.#deps.engine.capabilities.checkpoint;
   }
 
-  async #answers(instance: Instance, signal: AbortSignal): Promise<void> {
-    const { readiness, engine, clock } = this.#deps;
-    const { spec } = this.#record;
-    const hostname = hostnameOf(spec);
-    for (;;) {
-      const outcome = await readiness.get(instance, hostname, spec.checkpoint.warmup, signal).catch(reasonOf);
-      if (typeof outcome === "number" && outcome < 500) return;
-      signal.throwIfAborted();
-      if (!engine.alive(instance)) throw await this.#died(instance);
-      await delay(clock, readyPollMs, signal);
-    }
+  #suspend(signal: AbortSignal): Promise<void> {
+    return this.#keepsMemory ? this.#takeImage("suspended", signal) : delay(this.#deps.clock, idleGraceMs, signal);
   }
 
-  async #died(instance: Instance): Promise<HakobuError> {
-    const output = await this.#deps.engine.output(instance.container, 5).catch(() => "");
-    const said = output === "" ? "it wrote nothing" : `its last output: ${output.trim()}`;
-    return new HakobuError("START_FAILED", `its process ended before it listened on port ${instance.port}; ${said}`);
-  }
-
-  async #checkpoint(signal: AbortSignal): Promise<void> {
+  async #takeImage(tier: Tier, signal: AbortSignal): Promise<void> {
     const { engine, images, clock, log } = this.#deps;
+    // One that was cancelled may still be cleaning up.
+    await this.#underWay;
     const instance = this.#instance;
     const { spec, hash } = this.#record;
     if (instance === undefined) return;
@@ -397,21 +415,36 @@ export class ContainerActor {
     try {
       const draft = await images.begin(this.name, this.epoch);
       try {
-        const hook = await this.#hook("beforeCheckpoint", instance, "golden", limit);
+        const call = { name: "beforeCheckpoint", epoch: this.epoch, reason: tier } as const;
+        const hook = await callHook(this.#deps, spec, instance, call, limit);
         const phases = [...hook, ...(await engine.checkpoint(instance, spec, draft.directory, limit))];
-        const image = await draft.publish({
+        const taken = {
           container: this.name,
           epoch: this.epoch,
           specHash: hash,
           engine: engine.name,
           at: spec.checkpoint.at,
+          tier,
           fingerprint: await engine.fingerprint(spec),
           taken: clock.timestamp(),
-        });
+        };
+        const image = await draft.publish(taken, limit);
+        // A request came in the moment of the rename: what it does is not in this image.
+        if (signal.aborted && tier === "suspended") {
+          await images.remove(image);
+          signal.throwIfAborted();
+        }
+        this.#kept = tier === "suspended";
         addPhases(span, phases);
-        span.set({ image: image.directory, bytes: image.bytes });
+        span.set({ image: image.directory, bytes: image.bytes, "hakobu.tier": tier });
         log.info(
-          { container: this.name, image: image.directory, bytes: image.bytes, ms: Math.round(clock.now() - begunMs) },
+          {
+            container: this.name,
+            tier,
+            image: image.directory,
+            bytes: image.bytes,
+            ms: Math.round(clock.now() - begunMs),
+          },
           "checkpoint taken",
         );
         span.end();
@@ -420,7 +453,7 @@ export class ContainerActor {
       }
     } catch (error) {
       span.end(error);
-      if (!signal.aborted) log.warn({ container: this.name, reason: reasonOf(error) }, "no checkpoint: it goes on");
+      if (!signal.aborted) log.warn({ container: this.name, reason: reasonOf(error) }, "no image taken");
       throw error;
     }
   }
@@ -446,7 +479,9 @@ export class ContainerActor {
     this.#trigger = undefined;
     this.activation = undefined;
     if (instance === undefined) return;
-    await this.#deps.engine.stop(instance, this.#stopGraceMs ?? this.#record.spec.stopGraceMs);
+    const graceMs = this.#kept ? 0 : (this.#stopGraceMs ?? this.#record.spec.stopGraceMs);
+    this.#kept = false;
+    await this.#deps.engine.stop(instance, graceMs);
     this.#instance = undefined;
   }
 
@@ -500,11 +535,6 @@ export class ContainerActor {
 
 function sameLimits(a: ContainerSpec["limits"], b: ContainerSpec["limits"]): boolean {
   return a.cpus === b.cpus && a.memoryMiB === b.memoryMiB && a.pids === b.pids;
-}
-
-/** What requests of Hakobu's own carry as their host name. */
-function hostnameOf({ hostnames }: ContainerSpec): string {
-  return hostnames.find((each) => !each.includes("*")) ?? "localhost";
 }
 
 /** Phases that ran one after the other until now, as child spans. */

@@ -206,9 +206,8 @@ export class HostActor {
     const limit = deadline(clock, moveLimitMs, `the move of ${name} took longer than ${moveLimitMs} ms`);
     this.#handingOver.add(name);
     try {
-      if (container.record.spec.takeover !== "fast") {
-        container.send({ type: "RELOCATE", reason });
-        await container.whenLeft();
+      if (container.record.spec.takeover !== "fast" || container.movesWithMemory) {
+        await container.moveOut(reason, limit);
       }
       const placement = await this.#handOver(container, targets, reason, span.context, limit);
       view.learn(placement);
@@ -401,7 +400,7 @@ export class HostActor {
     const { name } = record.spec;
     const before = this.#containers.get(name);
     if (before !== undefined) {
-      if (!before.left && before.state !== "relocating" && before.state !== "stopping") {
+      if (!before.left && !before.state.startsWith("relocating") && before.state !== "stopping") {
         before.epoch = placement.epoch;
         return before;
       }
@@ -489,23 +488,35 @@ export class HostActor {
     const names = new Set([...found.keys(), ...this.#containers.keys()]);
     for (const placement of view.placements()) if (placement.host === this.#record.id) names.add(placement.container);
     const exclusiveFirst = [...names].sort((a, b) => Number(isExclusive(view, b)) - Number(isExclusive(view, a)));
+    let failure: HakobuError | undefined;
     const next = async (): Promise<void> => {
-      for (let name = exclusiveFirst.shift(); name !== undefined; name = exclusiveFirst.shift()) await look(name);
+      for (
+        let name = exclusiveFirst.shift();
+        name !== undefined && failure === undefined;
+        name = exclusiveFirst.shift()
+      )
+        await look(name);
+    };
+    const keep = (container: string, expected: number) => {
+      const reason = "kept by its host, which joined again";
+      return membership.claim({ container, expected, from: this.#record.id, reason });
     };
     const look = async (name: string): Promise<void> => {
       const record = view.spec(name);
       const placement = view.placement(name);
       const actor = this.#containers.get(name);
       const instance = actor === undefined ? found.get(name) : undefined;
-      const ours = record !== undefined && (placement === undefined || placement.host === this.#record.id);
-      const outcome = ours
-        ? await membership.claim({
-            container: name,
-            expected: placement?.epoch ?? 0,
-            from: this.#record.id,
-            reason: "kept by its host, which joined again",
-          })
-        : undefined;
+      // Without a placement others may have had it since. What they wrote is elsewhere, and an exclusive one must not go back.
+      const unowned = placement === undefined && !(instance !== undefined && isExclusive(view, name));
+      const ours = record !== undefined && (unowned || placement?.host === this.#record.id);
+      let outcome = ours ? await keep(name, placement?.epoch ?? 0) : undefined;
+      // The old lease has ended before the stream said so.
+      const ended = outcome?.kind === "lost" && outcome.placement === undefined;
+      if (ended && !(instance !== undefined && isExclusive(view, name))) outcome = await keep(name, 0);
+      if (outcome?.kind === "unavailable") {
+        failure ??= new HakobuError("STORE_UNAVAILABLE", outcome.reason, { retryable: true });
+        return;
+      }
       if (record !== undefined && outcome?.kind === "won") {
         const sameSpec = instance?.specHash === record.hash;
         if (instance !== undefined && !sameSpec) await this.#discard(instance);
@@ -518,6 +529,7 @@ export class HostActor {
       actor?.send({ type: "OWNERSHIP_LOST", reason: "another host took it while this one was away" });
     };
     await Promise.all(Array.from({ length: adoptWidth }, next));
+    if (failure !== undefined) throw failure;
   }
 
   async #discard(instance: Instance): Promise<void> {
@@ -536,8 +548,8 @@ export class HostActor {
 
   async #leave(): Promise<void> {
     const containers = [...this.#containers.values()];
-    for (const container of containers) container.send({ type: "RELOCATE", reason: "its host shuts down" });
-    await Promise.all(containers.map((container) => container.whenLeft()));
+    const limit = deadline(this.#deps.clock, moveLimitMs, "the host shuts down");
+    await Promise.all(containers.map((container) => container.moveOut("its host shuts down", limit)));
     await this.#membership?.leave();
   }
 

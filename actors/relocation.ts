@@ -67,6 +67,8 @@ export interface Move {
 
 export interface Trigger {
   readonly reason: MoveReason;
+  /** Of the placement that the reason speaks of (0: there was none). A newer one is not moved for it. */
+  readonly epoch: number;
   /** How long the probe took that proved it. */
   readonly probedMs: number;
   readonly request: TraceContext | undefined;
@@ -104,6 +106,13 @@ export class Relocations {
     const { name } = record.spec;
     const running = this.#underWay.get(name);
     if (running !== undefined) return running;
+    const placement = this.#deps.view.placement(name);
+    if (placement !== undefined && placement.epoch > trigger.epoch)
+      return Promise.resolve({
+        ended: { kind: "taken", owner: ownerOf(placement) },
+        context: noContext,
+        answered() {},
+      });
     const damped = this.#damped(name, trigger.reason);
     if (damped !== undefined) return Promise.resolve(damped);
     const move = this.#run(record, trigger).finally(() => this.#underWay.delete(name));
@@ -288,24 +297,27 @@ export class Relocations {
   async #choose(context: RelocationContext, record: SpecRecord, signal: AbortSignal): Promise<ChooseOutcome> {
     const { view, reachability, clock } = this.#deps;
     const { name, takeover } = record.spec;
-    if (takeover === "exclusive" && view.placement(name) !== undefined) {
+    const known = context.owner;
+    const newer = (): ChooseOutcome | undefined => {
+      const read = view.placement(name);
+      if (read === undefined || read.epoch <= (known?.epoch ?? 0)) return undefined;
+      // Somebody else has moved it meanwhile: nothing is known against the new owner.
+      return { kind: "taken", owner: ownerOf(read) };
+    };
+    const before = view.placement(name);
+    if (takeover === "exclusive" && before !== undefined && newer() === undefined) {
       const limit = AbortSignal.any([signal, deadline(clock, context.deadlineMs, "the old lease did not end in time")]);
-      const before = view.placement(name) as Placement;
       const host = view.host(before.host);
-      // A host that was asked here may have claimed it without its answer coming through.
-      const silent = host !== undefined && (reachability(host).state !== "trusted" || context.tried.includes(host.id));
+      const silent = host !== undefined && reachability(host).state !== "trusted";
       // It ends with the lease, or with an owner that is heard again: a false alarm.
       while (view.placement(name)?.epoch === before.epoch) {
         if (silent && reachability(host).state === "trusted") return { kind: "taken", owner: ownerOf(before) };
         await delay(clock, leaseLookMs, limit);
       }
-      const now = view.placement(name);
-      if (now !== undefined) return { kind: "taken", owner: ownerOf(now) };
     }
+    const taken = newer();
+    if (taken !== undefined) return taken;
     const read = view.placement(name);
-    const known = context.owner;
-    // Somebody else has moved it meanwhile: nothing is known against the new owner.
-    if (read !== undefined && read.epoch > (known?.epoch ?? 0)) return { kind: "taken", owner: ownerOf(read) };
     const owner = read === undefined ? undefined : known;
     const excluded = new Set(context.tried);
     // The old owner is not asked to take over from itself, unless it has come back with a new lease.

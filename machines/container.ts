@@ -2,7 +2,8 @@
 //
 //   C1  At most one operation (restore, start, checkpoint, suspend, drain, stop) works on a container at a time:
 //       each is invoked by exactly one state, and leaving the state aborts it.
-//   C2  A failed restore is followed by one cold start, never by another restore of the same image.
+//   C2  A failed restore is followed by one cold start, never by another restore of the same image. (The restore itself begins
+//       with the suspended image, where there is one, and goes on with the golden one.)
 //   C3  Every way out of a state in which processes may exist leads through `stopping`.
 //   C4  After OWNERSHIP_LOST nothing is started again: the machine ends in `left`.
 import { assign, fromPromise, setup } from "xstate";
@@ -21,8 +22,8 @@ export type ContainerEvent =
   | { readonly type: "IDLE" }
   /** Its process is no longer there. */
   | { readonly type: "GONE" }
-  /** Planned move or removal: drain, then stop for good. */
-  | { readonly type: "RELOCATE"; readonly reason: string }
+  /** Planned move or removal: drain, then stop for good. `keepMemory`: with a last image of its memory in between. */
+  | { readonly type: "RELOCATE"; readonly reason: string; readonly keepMemory?: boolean }
   /** Another host owns it now, or the lease cannot be proven: drain, then stop for good. */
   | { readonly type: "OWNERSHIP_LOST"; readonly reason: string }
   /** As OWNERSHIP_LOST, without the drain: an exclusive container whose lease is about to end. */
@@ -46,6 +47,8 @@ export interface ContainerContext {
   readonly wanted: boolean;
   /** It leaves this host for good. */
   readonly leaving: boolean;
+  /** A last image of its memory is wanted before it leaves. */
+  readonly keepMemory: boolean;
   /** Consecutive failed starts; decides the back-off. */
   readonly failures: number;
   /** Why the last start was cold, or the last operation failed. */
@@ -64,13 +67,15 @@ export const containerMachine = setup({
     restore: fromPromise<RestoreOutcome>(() => Promise.reject(new Error("not provided: restore"))),
     start: fromPromise<void>(() => Promise.reject(new Error("not provided: start"))),
     checkpoint: fromPromise<void>(() => Promise.reject(new Error("not provided: checkpoint"))),
+    /** Idle: keeps its memory in an image where the specification says so, else waits for a moment. Aborted by a request. */
+    suspend: fromPromise<void>(() => Promise.reject(new Error("not provided: suspend"))),
+    /** The image of its memory with which it moves. */
+    lastImage: fromPromise<void>(() => Promise.reject(new Error("not provided: lastImage"))),
     /** Waits for the requests that are being answered; bounded; never fails for being late. */
     drain: fromPromise<void>(() => Promise.reject(new Error("not provided: drain"))),
     stop: fromPromise<void>(() => Promise.reject(new Error("not provided: stop"))),
   },
   delays: {
-    /** Between idle and the stop: a request that arrives meanwhile keeps it running. */
-    suspendGrace: 50,
     /** 250 ms doubled with each failure, at most 30 s. */
     backoff: ({ context }) => Math.min(30_000, 250 * 2 ** Math.max(0, context.failures - 1)),
   },
@@ -80,10 +85,12 @@ export const containerMachine = setup({
     imageWanted: ({ context }) => context.imageWanted,
     wanted: ({ context }) => context.wanted,
     leaving: ({ context }) => context.leaving,
+    keepMemory: ({ context }) => context.keepMemory,
   },
   actions: {
     want: assign({ wanted: true }),
     leave: assign({ leaving: true, wanted: false }),
+    noteMemory: assign({ keepMemory: ({ event }) => event.type === "RELOCATE" && event.keepMemory === true }),
     noteReason: assign({ reason: ({ event }) => ("reason" in event ? event.reason : undefined) }),
     countFailure: assign({ failures: ({ context }) => context.failures + 1 }),
   },
@@ -95,6 +102,7 @@ export const containerMachine = setup({
     imageWanted: false,
     wanted: false,
     leaving: false,
+    keepMemory: false,
     failures: 0,
     reason: undefined,
   }),
@@ -166,8 +174,8 @@ export const containerMachine = setup({
       exit: assign({ adopted: false }),
       on: {
         GONE: { target: "stopping", actions: assign({ reason: "its process ended" }) },
-        RELOCATE: { target: "relocating", actions: "noteReason" },
-        OWNERSHIP_LOST: { target: "relocating", actions: "noteReason" },
+        RELOCATE: { target: "relocating", actions: ["noteReason", "noteMemory"] },
+        OWNERSHIP_LOST: { target: "relocating", actions: ["noteReason", "noteMemory"] },
         FENCE: { target: "stopping", actions: ["leave", "noteReason"] },
         RESTART: { target: "stopping", actions: "noteReason" },
       },
@@ -187,21 +195,46 @@ export const containerMachine = setup({
             },
           },
         },
+        /** A request that comes meanwhile keeps it running; so does a failure to keep its memory. */
         suspending: {
-          after: { suspendGrace: "#container.stopping" },
+          invoke: {
+            id: "suspend",
+            src: "suspend",
+            onDone: "#container.stopping",
+            onError: { target: "serving", actions: assign({ reason: ({ event }) => reasonOf(event.error) }) },
+          },
           on: { REQUEST: "serving" },
         },
       },
     },
     relocating: {
       entry: "leave",
-      invoke: {
-        id: "drain",
-        src: "drain",
-        onDone: "stopping",
-        onError: "stopping",
-      },
+      initial: "draining",
       on: { GONE: "stopping", FENCE: "stopping" },
+      states: {
+        draining: {
+          invoke: {
+            id: "drain",
+            src: "drain",
+            onDone: [{ guard: "keepMemory", target: "imaging" }, { target: "#container.stopping" }],
+            onError: "#container.stopping",
+          },
+          on: { OWNERSHIP_LOST: { actions: ["noteReason", "noteMemory"] } },
+        },
+        /** Whoever restores what is taken here goes on where this copy ended. */
+        imaging: {
+          invoke: {
+            id: "lastImage",
+            src: "lastImage",
+            onDone: "#container.stopping",
+            onError: {
+              target: "#container.stopping",
+              actions: assign({ reason: ({ event }) => reasonOf(event.error) }),
+            },
+          },
+          on: { OWNERSHIP_LOST: { target: "#container.stopping", actions: "noteReason" } },
+        },
+      },
     },
     stopping: {
       invoke: {

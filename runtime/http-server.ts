@@ -23,7 +23,9 @@ export function listen(server: Server, at: { address: string; port: number }): P
   });
   return new Promise((resolve, reject) => {
     server.once("error", (cause) =>
-      reject(new HakobuError("CONFIG_INVALID", `cannot listen on ${at.address}:${at.port}: ${cause.message}`, { cause })),
+      reject(
+        new HakobuError("CONFIG_INVALID", `cannot listen on ${at.address}:${at.port}: ${cause.message}`, { cause }),
+      ),
     );
     // The queue of the kernel, so that a burst of connections or of probes is not refused.
     server.listen({ host: at.address, port: at.port, backlog: 4096 }, resolve);

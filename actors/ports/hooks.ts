@@ -1,18 +1,14 @@
 // What an application is told before an image of it is taken and after a copy of it was restored. Implemented over HTTP.
+import type { Tier } from "./image-store.js";
 import type { Target } from "./prober.js";
-
-/**
- * `golden`: the image that any number of copies start from, or a copy of it. `suspended`: the one image that keeps the memory
- * state, or what was restored from it, which has no twin.
- */
-export type HookReason = "golden" | "suspended";
 
 export interface Hook {
   readonly name: "beforeCheckpoint" | "afterRestore";
   /** Path and query of the request. */
   readonly path: string;
   readonly epoch: number;
-  readonly reason: HookReason;
+  /** Of the image: a copy of a golden one has twins, what a suspended one held goes on once. */
+  readonly reason: Tier;
 }
 
 export interface Hooks {

@@ -41,7 +41,11 @@ const proxy = await createProxy({ listen: { address: "127.0.0.1", port: 0 }, sto
 // Every state change of every actor, while somebody watches.
 const stopWatching = hosts.map((host) =>
   host.registry.inspect((address, event) => {
-    if (event.type === "@xstate.snapshot" && event.actorRef === host.registry.get(address) && address.startsWith("container/"))
+    if (
+      event.type === "@xstate.snapshot" &&
+      event.actorRef === host.registry.get(address) &&
+      address.startsWith("container/")
+    )
       console.log(`host ${host.actor.record.id}: ${address} ${JSON.stringify(Reflect.get(event.snapshot, "value"))}`);
   }),
 );

@@ -27,19 +27,21 @@ export function imagesCommand(program: Command): void {
     .argument("[name]", "of one application; default: of all")
     .option("--verify", "read every byte of each; ends with 1 where one is damaged")
     .option("--json", "print as JSON")
-    .action(async (name: string | undefined, { verify, json, ...flags }: Given & { verify?: string; json?: string }) => {
-      const options = givenSettings(flags, settings);
-      const config = await readHostConfig({ file: flags.config, env: process.env, options });
-      const store = await configuredImages(config, noLog);
-      const found = await store.list(name);
-      const records = found.length === 0 ? undefined : await recordsOf(config);
-      const rows: Row[] = [];
-      for (const each of found) rows.push(await rowOf(each, store, config, records, verify !== undefined));
-      if (verify !== undefined && rows.some(({ damaged }) => damaged)) process.exitCode = 1;
-      if (json !== undefined) console.log(JSON.stringify(rows, null, 2));
-      else if (rows.length === 0) console.log(`No images in ${config.host.images}.`);
-      else print(rows);
-    });
+    .action(
+      async (name: string | undefined, { verify, json, ...flags }: Given & { verify?: string; json?: string }) => {
+        const options = givenSettings(flags, settings);
+        const config = await readHostConfig({ file: flags.config, env: process.env, options });
+        const store = await configuredImages(config, noLog);
+        const found = await store.list(name);
+        const records = found.length === 0 ? undefined : await recordsOf(config);
+        const rows: Row[] = [];
+        for (const each of found) rows.push(await rowOf(each, store, config, records, verify !== undefined));
+        if (verify !== undefined && rows.some(({ damaged }) => damaged)) process.exitCode = 1;
+        if (json !== undefined) console.log(JSON.stringify(rows, null, 2));
+        else if (rows.length === 0) console.log(`No images in ${config.host.images}.`);
+        else print(rows);
+      },
+    );
 }
 
 interface Row {

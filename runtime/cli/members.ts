@@ -114,7 +114,13 @@ async function runHost(options: Given): Promise<void> {
 
 type EngineName = "runc" | "process" | "haconiwa";
 
-export function engine(name: EngineName, hostId: string, stateDir: string, hidden: readonly string[], log: Log): Engine {
+export function engine(
+  name: EngineName,
+  hostId: string,
+  stateDir: string,
+  hidden: readonly string[],
+  log: Log,
+): Engine {
   switch (name) {
     case "runc":
       return new RuncEngine({ hostId, stateDir, log, hidden });

@@ -74,7 +74,10 @@ export async function read(store: EtcdPlacementStore): Promise<ClusterView> {
     view.apply(change);
     if (change.kind === "reset") return view;
   }
-  throw new HakobuError("STORE_UNAVAILABLE", `etcd does not answer: ${trouble}. Check --etcd-endpoints and: hakobu doctor`);
+  throw new HakobuError(
+    "STORE_UNAVAILABLE",
+    `etcd does not answer: ${trouble}. Check --etcd-endpoints and: hakobu doctor`,
+  );
 }
 
 async function ask(host: HostRecord): Promise<HostStatus | undefined> {

@@ -121,7 +121,10 @@ function contradictions(value: unknown): Problem[] {
   if (process && checkpoint["onReady"] === true)
     refuse(["checkpoint", "onReady"], "the process engine takes no checkpoints: leave it out, or set engine: runc");
   if (spec["onIdle"] === "suspend" && (process || checkpoint["onReady"] === false))
-    refuse(["onIdle"], `suspend takes images: ${process ? "set engine: runc" : "leave checkpoint.onReady out"}, or set stop`);
+    refuse(
+      ["onIdle"],
+      `suspend takes images: ${process ? "set engine: runc" : "leave checkpoint.onReady out"}, or set stop`,
+    );
   const hooks = asSection(spec["hooks"]);
   if (process && spec["hooks"] !== undefined)
     refuse(["hooks"], "the process engine takes no checkpoints: leave them out, or set engine: runc");

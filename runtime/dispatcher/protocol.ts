@@ -48,7 +48,11 @@ export const relocateSchema = z.object({ container: z.string(), to: z.string().e
 export const scaleSchema = z.object({
   container: z.string(),
   cpus: z.number().min(0.01).max(1024).exactOptional(),
-  memoryMiB: z.int().min(4).max(2 ** 24).exactOptional(),
+  memoryMiB: z
+    .int()
+    .min(4)
+    .max(2 ** 24)
+    .exactOptional(),
 });
 
 export const activateSchema = z.object({ container: z.string(), epoch });

@@ -107,4 +107,3 @@ export function table(runs: readonly Summary[]): string {
   row("  first response  ms", (run) => ms(run.responseMs));
   return out.toString();
 }
-

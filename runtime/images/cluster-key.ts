@@ -66,8 +66,8 @@ export function newSalt(): string {
   return randomBytes(32).toString("hex");
 }
 
-function canonical({ mac: _, ...content }: Manifest): string {
-  return JSON.stringify(content, (_key, value: unknown) =>
+function canonical(manifest: Manifest): string {
+  return JSON.stringify({ ...manifest, mac: undefined }, (_key, value: unknown) =>
     typeof value === "object" && value !== null && !Array.isArray(value)
       ? Object.fromEntries(Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1)))
       : value,

@@ -7,6 +7,8 @@
 //   C4  A container without a specification loses its images a day after that was first seen, by any host; where the
 //       specifications are not known, nothing is concluded.
 //   C5  A failure of a collection is logged, and fails nobody's publish or restore.
+//   C6  A suspended image is no older image and does not count for the quota: it goes with its container (C4), or when it was taken
+//       aside an hour ago by a host that died.
 import { mkdir, readdir, rename, rm, rmdir, stat, writeFile } from "node:fs/promises";
 import { hostname } from "node:os";
 import { basename, join } from "node:path";
@@ -25,6 +27,7 @@ import {
   reasonName,
 } from "./image-directory.js";
 import { closeToReaders, codeOf } from "./reference.js";
+import { ranName, suspendedName, takeAside } from "./suspended.js";
 
 const hourMs = 60 * 60 * 1000;
 const draftLifeMs = hourMs;
@@ -100,6 +103,12 @@ export class ImageCollector {
     for (const name of await directoriesIn(home)) {
       const path = join(home, name);
       if (name.startsWith(".gone-")) await discard(path);
+      // A rename dates the directory itself.
+      if (
+        name.startsWith(".taken-") &&
+        nowMs - ((await stat(path).catch(() => undefined))?.ctimeMs ?? nowMs) > draftLifeMs
+      )
+        await discard(path);
       if (name.startsWith(".draft-") && nowMs - (await writtenMs(path, ".")) > draftLifeMs) await discard(path);
     }
   }
@@ -117,7 +126,8 @@ export class ImageCollector {
   async #bad(home: string, nowMs: number): Promise<void> {
     const bad = (await placesIn(home)).filter((place) => place.bad);
     for (const [index, { path }] of bad.entries())
-      if (index >= keptBad || nowMs - (await writtenMs(path, reasonName)) > this.#options.keepBadMs) await discard(path);
+      if (index >= keptBad || nowMs - (await writtenMs(path, reasonName)) > this.#options.keepBadMs)
+        await discard(path);
   }
 
   /** @returns whether its images are nobody's, and were so for long enough that they went */
@@ -130,17 +140,21 @@ export class ImageCollector {
       return false;
     }
     const places = await placesIn(home);
+    const suspended = (await directoriesIn(home)).includes(suspendedName);
     if (noted === undefined) {
       // A directory that holds no image may be somebody else's.
-      if (places.length > 0) await writeFile(note, "there is no specification of this container\n", { mode: 0o600 });
+      if (places.length > 0 || suspended)
+        await writeFile(note, "there is no specification of this container\n", { mode: 0o600 });
       return false;
     }
     if (nowMs - noted.mtimeMs <= unclaimedLifeMs) return false;
     for (const place of places)
       if (place.bad) await discard(place.path);
       else await this.#remove(container, place, nowMs, "its specification was deleted");
-    if ((await readdir(home)).every((name) => name === unclaimedName)) {
-      await rm(note, { force: true });
+    const taken = suspended ? await takeAside(home, 0) : undefined;
+    if (taken !== undefined) await discard(taken);
+    if ((await readdir(home)).every((name) => name === unclaimedName || name === ranName)) {
+      for (const name of [ranName, unclaimedName]) await rm(join(home, name), { force: true });
       // A draft that was begun meanwhile keeps it.
       await rmdir(home).catch(() => {});
     }
@@ -166,7 +180,10 @@ export class ImageCollector {
       bytes -= each.bytes;
     }
     if (bytes > quotaBytes)
-      log.warn({ directory, bytes, quotaBytes }, "images exceed their quota: each that is left is in use or the newest");
+      log.warn(
+        { directory, bytes, quotaBytes },
+        "images exceed their quota: each that is left is in use or the newest",
+      );
   }
 
   async #weigh(container: string, place: Place): Promise<Weighed> {

@@ -13,6 +13,7 @@ import { hostname } from "node:os";
 import { randomUUID } from "node:crypto";
 import { mkdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
+import { isDeepStrictEqual } from "node:util";
 import { HakobuError, reasonOf } from "../../actors/hakobu-error.js";
 import type {
   FoundImage,
@@ -319,7 +320,18 @@ export class DirectoryImageStore implements ImageStore {
     }
     const { container, epoch, specHash, engine, at, fingerprint, taken: when } = taken;
     const tier = taken.tier === "suspended" ? ({ tier: "suspended" } as const) : {};
-    const content = { format, container, epoch, specHash, engine, at, ...tier, fingerprint, taken: when, files } as const;
+    const content = {
+      format,
+      container,
+      epoch,
+      specHash,
+      engine,
+      at,
+      ...tier,
+      fingerprint,
+      taken: when,
+      files,
+    } as const;
     const unsigned: Manifest =
       salt === undefined ? content : { ...content, encryption: { scheme: "aes-256-gcm/1MiB", salt } };
     const manifest: Manifest = key === undefined ? unsigned : { ...unsigned, mac: key.mac(unsigned) };
@@ -386,9 +398,11 @@ export class DirectoryImageStore implements ImageStore {
     this.#looked.add(image.directory);
     const timer = setTimeout(() => {
       this.#timers.delete(timer);
-      this.#verifying = this.#verifying.then(() => this.#verifyNow(image)).catch((error: unknown) => {
-        this.#log.warn({ image: image.directory, reason: reasonOf(error) }, "image could not be verified");
-      });
+      this.#verifying = this.#verifying
+        .then(() => this.#verifyNow(image))
+        .catch((error: unknown) => {
+          this.#log.warn({ image: image.directory, reason: reasonOf(error) }, "image could not be verified");
+        });
     }, this.#options.verifyAfterMs ?? verifyAfterMs);
     this.#timers.add(timer.unref());
   }
@@ -397,11 +411,18 @@ export class DirectoryImageStore implements ImageStore {
     const giveBack = await takeReference(image.directory);
     if (giveBack === undefined) return;
     try {
-      const reason = await this.verify(image);
-      if (reason !== undefined) await this.setAside(image, `${reason} (seen by ${hostname()} after a restore)`);
+      // Another image may have taken its place meanwhile: it is not judged by this one's manifest.
+      const same = async (): Promise<boolean> => isDeepStrictEqual(await this.#reread(image), image);
+      const reason = (await same()) ? await this.verify(image) : undefined;
+      if (reason !== undefined && (await same()))
+        await this.setAside(image, `${reason} (seen by ${hostname()} after a restore)`);
     } finally {
       await giveBack();
     }
+  }
+
+  #reread({ directory, manifest }: Image): Promise<Image | string> {
+    return readImage(directory, manifest.container, manifest.epoch);
   }
 
   #of(container: string): string {

@@ -127,7 +127,8 @@ export async function createNamespacesCluster(options: NamespacesOptions): Promi
   await removeLeftovers(name);
   for (const id of hosts) await purge(id);
   // A new etcd counts its revisions, and with them the epochs that name images, from the start.
-  for (const each of [join(directory, "etcd"), join(shared, "images")]) await rm(each, { recursive: true, force: true });
+  for (const each of [join(directory, "etcd"), join(shared, "images")])
+    await rm(each, { recursive: true, force: true });
   for (const each of [shared, logs]) await mkdir(each, { recursive: true });
 
   const agents = new Map<string, Child>();
@@ -135,7 +136,7 @@ export async function createNamespacesCluster(options: NamespacesOptions): Promi
   let closed: Promise<void> | undefined;
   const close = (): Promise<void> =>
     (closed ??= (async () => {
-      for (const step of undo.reverse()) await step();
+      for (const step of undo.toReversed()) await step();
     })());
 
   try {
@@ -195,19 +196,19 @@ export async function createNamespacesCluster(options: NamespacesOptions): Promi
     };
     const etcdConfig = { endpoints, ttl: `${ttlSeconds}s`, callTimeout: `${callTimeoutMs}ms` };
     const startAgent = async (id: string): Promise<void> => {
-      const { address, wrap } = network.host(id);
+      const host = network.host(id);
       const config = {
         etcd: etcdConfig,
         host: {
           id: hostId(id),
-          listen: `${address}:${agentPort}`,
+          listen: `${host.address}:${agentPort}`,
           stateDir: stateDir(id),
           images: join(shared, "images"),
           engines: ["runc", "process"],
           ...options.hostSettings,
         },
       };
-      const child = await start(`host-${id}`, config, "host", (command) => wrap(command));
+      const child = await start(`host-${id}`, config, "host", (command) => host.wrap(command));
       agents.set(id, child);
       await child.until(async () => (await status(id))?.state === "running", startLimitMs, "joins the cluster");
     };
@@ -229,7 +230,7 @@ export async function createNamespacesCluster(options: NamespacesOptions): Promi
     await Promise.all(hosts.map(startAgent));
     undo.push(async () => {
       for (const proxy of proxies) proxy?.signal("SIGCONT");
-      await Promise.all(proxies.map((proxy) => proxy?.stop(stopLimitMs)));
+      await Promise.all(proxies.flatMap((proxy) => (proxy === undefined ? [] : [proxy.stop(stopLimitMs)])));
     });
     await Promise.all(places.map((_, index) => startProxy(index)));
     const child = (id: string): Child => {
@@ -240,8 +241,8 @@ export async function createNamespacesCluster(options: NamespacesOptions): Promi
     const paused = new Map<string, readonly number[]>();
     // Not find() of an engine, which clears away what does not run, and would take it from an agent that is starting it.
     const runningOn = (id: string): Map<string, number> => {
-      const directory = join(stateDir(id), "runc");
-      const instances = containersIn(directory).map((container) => readInstance(join(directory, container)));
+      const own = join(stateDir(id), "runc");
+      const instances = containersIn(own).map((container) => readInstance(join(own, container)));
       return new Map(instances.flatMap((it) => (it !== undefined && isRunning(it) ? [[it.container, it.pid]] : [])));
     };
     const killAgent = async (id: string): Promise<void> => {

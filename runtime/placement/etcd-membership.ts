@@ -2,7 +2,8 @@
 //
 //   E1  A claim is one transaction: if the placement's mod revision is what the claimer read (0: no such key) and this host's
 //       record hangs on this membership's lease, put the new placement under that lease. Its revision is the epoch (P1, P2).
-//   E2  A transaction without an answer is sent again, at most twice and within 2 x `callTimeoutMs`. That is also how it is read
+//   E2  A transaction without an answer is sent again, at most twice and within 2 x `callTimeoutMs`, or as often as there are
+//       members where those are more. That is also how it is read
 //       back (P4): if the first one was applied, the comparison fails, and the failure branch returns what stands.
 //   E3  What stands under this membership's lease was written by this membership, so a claim that meets it has won.
 //   E4  The host record changes only from the revision that this membership wrote last: updates apply in their order, and a
@@ -163,13 +164,15 @@ export class EtcdMembership implements Membership {
     failure: IRequestOp[],
   ): Promise<ITxnResponse> {
     const { connection, clock, settings } = this.#deps;
-    const until = clock.now() + 2 * settings.callTimeoutMs;
+    // Enough to come past a member that hangs and the election of a new leader.
+    const attempts = Math.max(transactionAttempts, settings.hosts.length + 1);
+    const until = clock.now() + (attempts - 1) * settings.callTimeoutMs;
     for (let attempt = 1; ; attempt++) {
       try {
         return await connection.call(what, ({ kv }) => kv.txn({ compare, success, failure }));
       } catch (error) {
         const again = error instanceof HakobuError && error.code === "STORE_UNAVAILABLE";
-        if (!again || attempt === transactionAttempts || clock.now() >= until) throw error;
+        if (!again || attempt === attempts || clock.now() >= until) throw error;
         await delay(clock, betweenAttemptsMs);
       }
     }

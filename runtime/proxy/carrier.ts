@@ -137,16 +137,17 @@ export class Carrier {
     const { view, relocations } = this.#options;
     const { record, incoming } = journey;
     const { name, probe } = record.spec;
-    if (relocations.underWay(name) !== undefined) await this.#move(journey, certainly("a move is under way"));
+    if (relocations.underWay(name) !== undefined)
+      await this.#move(journey, certainly("a move is under way", view.placement(name)?.epoch ?? 0));
     for (let turn = 1; turn <= hopLimit; turn++) {
       const placement = view.placement(name);
       if (placement === undefined) {
-        await this.#move(journey, certainly("it had no host"));
+        await this.#move(journey, certainly("it had no host", 0));
         continue;
       }
       const host = view.host(placement.host);
       if (host === undefined) {
-        await this.#move(journey, certainly(`${placement.host} has left the cluster`));
+        await this.#move(journey, certainly(`${placement.host} has left the cluster`, placement.epoch));
         continue;
       }
       const reachability = this.#options.reachability(host);
@@ -161,14 +162,22 @@ export class Carrier {
         const probedMs = result.kind === "timeout" ? result.afterMs : 0;
         const text = `${host.id}: ${describe(result)}`;
         const certain = result.kind === "refused";
-        const move = await this.#move(journey, { reason: { text, proven: true, certain }, probedMs });
+        const move = await this.#move(journey, {
+          reason: { text, proven: true, certain },
+          epoch: placement.epoch,
+          probedMs,
+        });
         if (move.ended.kind === "damped") return { ...owner, damped: true };
         if (await this.#keptWaiting(journey, owner, move)) turn--;
         continue;
       }
       const proven = reachability.state === "unreachable";
       const text = `${host.id}: ${reachability.reason}`;
-      const move = await this.#move(journey, { reason: { text, proven, certain: reachability.certain }, probedMs: 0 });
+      const move = await this.#move(journey, {
+        reason: { text, proven, certain: reachability.certain },
+        epoch: placement.epoch,
+        probedMs: 0,
+      });
       if (move.ended.kind === "alive") return owner;
       if (move.ended.kind === "damped") return { ...owner, damped: true };
       if (await this.#keptWaiting(journey, owner, move)) turn--;
@@ -176,15 +185,14 @@ export class Carrier {
     throw new HakobuError("UNAVAILABLE", `${name} moved ${hopLimit} times under one request`, { retryable: true });
   }
 
-  /** The new host has found the old one alive (`takeover: confirmed`), and this proxy does not reach it: waits a moment. */
+  /** The owner keeps it: heard again, or found alive by the new host (`takeover: confirmed`), in which case this waits a moment. */
   async #keptWaiting(journey: Journey, { host, placement, reachability }: Owner, { ended }: Move): Promise<boolean> {
-    if (ended.kind !== "taken" || ended.owner.epoch !== placement.epoch || reachability.state === "trusted")
-      return false;
+    if (ended.kind !== "taken" || ended.owner.epoch !== placement.epoch) return false;
     if (this.#options.clock.now() + keptPauseMs > journey.endMs) {
       const text = `${journey.record.spec.name} stays on ${host.id}, which answers other hosts and not this proxy`;
       throw new HakobuError("UNAVAILABLE", text, { retryable: true });
     }
-    await delay(this.#options.clock, keptPauseMs);
+    if (reachability.state !== "trusted") await delay(this.#options.clock, keptPauseMs);
     return true;
   }
 
@@ -283,7 +291,7 @@ export class Carrier {
         try {
           await view.until(changed, lag);
         } catch {
-          await this.#move(journey, certainly(`${owner.host.id} does not own it`));
+          await this.#move(journey, certainly(`${owner.host.id} does not own it`, epoch));
         }
         return `${owner.host.id} does not own it`;
       }
@@ -296,7 +304,7 @@ export class Carrier {
         return `${owner.host.id} hands it over`;
       }
       case "refused": {
-        await this.#move(journey, certainly(`${owner.host.id}: ${verdict.reason}`));
+        await this.#move(journey, certainly(`${owner.host.id}: ${verdict.reason}`, owner.placement.epoch));
         return verdict.reason;
       }
     }
@@ -341,7 +349,11 @@ export class Carrier {
     if (failure.code === "aborted" && reachability.state === "suspected") {
       const text = `${host.id}: ${reachability.reason}`;
       const probedMs = reachability.lastProbeMs;
-      await this.#move(journey, { reason: { text, proven: true, certain: false }, probedMs });
+      await this.#move(journey, {
+        reason: { text, proven: true, certain: false },
+        epoch: owner.placement.epoch,
+        probedMs,
+      });
     }
   }
 }
@@ -355,8 +367,8 @@ function within<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
   });
 }
 
-function certainly(text: string): Omit<Trigger, "request"> {
-  return { reason: { text, proven: true, certain: true }, probedMs: 0 };
+function certainly(text: string, epoch: number): Omit<Trigger, "request"> {
+  return { reason: { text, proven: true, certain: true }, epoch, probedMs: 0 };
 }
 
 /** The host name that a request asks for, lower case, without port and trailing dot; "" where there is none. */

@@ -13,6 +13,8 @@ export interface ClientsOptions {
   readonly proxies: readonly { readonly address: string; readonly port: number }[];
   /** Longest and shortest pause of a client between two requests. */
   readonly pauseMs: readonly [number, number];
+  /** Some requests take up to two seconds by themselves. Default true. */
+  readonly slow?: boolean;
   /** A client gives up then; longer than the proxies' own limit, so that their breach of it is seen. */
   readonly giveUpMs: number;
   /** Lines of JSON, one for each exchange. */
@@ -40,13 +42,13 @@ export class Clients {
   }
 
   async #run(client: number): Promise<void> {
-    const { seed, width, containers, proxies, pauseMs } = this.#options;
+    const { seed, width, containers, proxies, pauseMs, slow = true } = this.#options;
     const random = seeded(seed + 7919 * (client + 1));
     const open = new Set<Promise<void>>();
     for (let count = 1; !this.#stopped; count++) {
       if (open.size >= width) await Promise.race(open);
       const roll = random.next();
-      const ms = roll < 0.8 ? 0 : roll < 0.95 ? random.whole(50, 400) : random.whole(1000, 2000);
+      const ms = !slow || roll < 0.8 ? 0 : roll < 0.95 ? random.whole(50, 400) : random.whole(1000, 2000);
       const proxy = random.whole(0, proxies.length - 1);
       const method = random.next() < 0.7 ? ("GET" as const) : ("POST" as const);
       const what = { client, proxy, container: random.pick(containers), method, id: `c${client}-${count}`, ms };

@@ -109,7 +109,17 @@ export function plan(options: PlanOptions): Fault[] {
         if (member !== undefined) faults.push({ atMs, forMs, kind, member: Number(member) });
         break;
       }
-      default: {
+      case "cut":
+      case "blind":
+      case "delay":
+      case "loss":
+      case "kill agent":
+      case "kill host":
+      case "stop agent briefly":
+      case "stop agent past the TTL":
+      case "stop host briefly":
+      case "stop host past the TTL":
+      case "drain": {
         const host = take("host", hosts, atMs, outUntilMs);
         if (host === undefined) break;
         if (kind === "cut") faults.push({ atMs, forMs, kind, host, direction: random.pick(["both", "in", "out"]) });

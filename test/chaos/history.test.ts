@@ -144,7 +144,12 @@ describe("the history checker", () => {
 
   it("allows a fast container the documented overlap and finds a longer one", () => {
     const until = (at: number) =>
-      withLines(clean("fast"), line("request", at - 10, "a", 5, "late"), line("end", at, "a", 5, "late"));
+      withLines(
+        clean("fast"),
+        line("request", at - 10, "a", 5, "late"),
+        line("end", at, "a", 5, "late"),
+        line("beat", 20_000, "b", 9),
+      );
     assert.deepEqual(kindsIn(until(8900)), []);
     assert.equal(check(until(8900)).summary.overlapMs.fast, 2900);
     assert.deepEqual(kindsIn(until(9100)), ["long overlap"]);

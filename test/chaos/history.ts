@@ -135,7 +135,7 @@ export function check(history: History): Verdict {
     for (const run of runs) executed.set(run.id, [...(executed.get(run.id) ?? []), run]);
     const unguarded = (copy: Copy, atMs: number): boolean =>
       (history.agentsAway.get(copy.host) ?? []).some((span) => span.fromMs <= atMs && span.toMs >= atMs);
-    for (const { older, newer, atMs, ms, begunMs } of servingOverlaps(runs)) {
+    for (const { older, newer, atMs, ms, begunMs } of servingOverlaps(runs, takeover === "exclusive")) {
       overlapMs[takeover] = Math.max(overlapMs[takeover], ms);
       const text = `${older.key} answered until ${ms} ms after ${newer.key} had begun to`;
       if (takeover === "exclusive") {
@@ -211,6 +211,7 @@ function read(lines: readonly JournalLine[]): { copies: Copy[]; runs: Execution[
 /** Pairs of copies of which the older one, by epoch, or by who began first, answered after the newer one had begun to. */
 function servingOverlaps(
   runs: readonly Execution[],
+  strict: boolean,
 ): { older: Copy; newer: Copy; atMs: number; ms: number /** The older one's last request. */; begunMs: number }[] {
   const served = new Map<Copy, { fromMs: number; begunMs: number; toMs: number }>();
   for (const { copy, beginMs, endMs } of runs) {
@@ -224,7 +225,8 @@ function servingOverlaps(
   const byAge = [...served].sort(([a, x], [b, y]) => a.epoch - b.epoch || x.fromMs - y.fromMs);
   return byAge.flatMap(([newer, after], index) =>
     byAge.slice(0, index).flatMap(([older, before]) => {
-      const ms = before.toMs - after.fromMs;
+      // Of an exclusive one every later answer counts, of others what it gave beside a newer copy that was alive.
+      const ms = (strict ? before.toMs : Math.min(before.toMs, newer.lastMs)) - after.fromMs;
       return ms > 0 ? [{ older, newer, atMs: after.fromMs, ms, begunMs: before.begunMs }] : [];
     }),
   );

@@ -37,7 +37,7 @@ export class Injector {
   /** Resolves when all are over and everything is whole again. */
   async run(faults: readonly Fault[], signal: AbortSignal): Promise<void> {
     const begunMs = performance.now();
-    const open: Promise<void>[] = [];
+    const underWay: Promise<void>[] = [];
     for (const fault of faults) {
       await sleep(Math.max(0, fault.atMs - (performance.now() - begunMs)), undefined, { signal }).catch(() => {});
       if (signal.aborted) break;
@@ -47,14 +47,14 @@ export class Injector {
       }
       this.#note(describe(fault));
       this.applied.set(fault.kind, (this.applied.get(fault.kind) ?? 0) + 1);
-      open.push(
+      underWay.push(
         this.#apply(fault).catch((error: unknown) => {
           this.problems.push(`${describe(fault)}: ${reasonOf(error)}`);
           this.#note(`${describe(fault)}: ${reasonOf(error)}`);
         }),
       );
     }
-    await Promise.all(open);
+    await Promise.all(underWay);
   }
 
   async #mayTake(host: string): Promise<boolean> {

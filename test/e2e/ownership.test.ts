@@ -105,6 +105,7 @@ describe("ownership", function () {
   it("serves nothing stale after an agent stood still for longer than its lease", async () => {
     const exclusive = await ready({ takeover: "exclusive" });
     const fast = await ready();
+    const pausedAt = Date.now();
     the.lab.cluster.pauseAgent("a");
     const [fastReply, exclusiveReply] = await Promise.all([
       the.lab.send(fast.hostname),
@@ -120,7 +121,7 @@ describe("ownership", function () {
       assert.ok([421, 503].includes(reply.status), `${reply.status}: ${reply.text}`);
     for (const { on, name } of [fast, exclusive]) {
       await eventually("the old copy is gone", async () => (await on("a")) === undefined);
-      const served = (await the.lab.lines(name)).filter(({ event }) => event === "request");
+      const served = (await the.lab.lines(name)).filter(({ event, at }) => event === "request" && at > pausedAt);
       const firstB = served.findIndex(({ host }) => host.endsWith("-b"));
       assert.ok(
         served.slice(firstB).every(({ host }) => host.endsWith("-b")),
@@ -290,7 +291,8 @@ describe("ownership", function () {
       } finally {
         await start();
       }
-      await eventually("hosts are members again", async () => (await lab.cluster.status("a"))?.leaseProven === true);
+      for (const host of lab.cluster.hosts) await lab.cluster.heal(host);
+      await eventually("it is placed again", async () => (await lab.cluster.placementSeen(known.name)) !== undefined);
     }
     await eventually(
       "what was unplaced is placed",

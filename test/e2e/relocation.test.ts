@@ -198,7 +198,10 @@ describe("relocation", function () {
     const manifests = await Promise.all(
       (await readdir(images)).map((epoch) => readFile(join(images, epoch, "manifest.json"), "utf8")),
     );
-    assert.ok(manifests.some((text) => text.includes(changed.hash)), "there is an image of the new specification");
+    assert.ok(
+      manifests.some((text) => text.includes(changed.hash)),
+      "there is an image of the new specification",
+    );
     process.kill((await state())?.pid as number, "SIGKILL");
     assert.equal((await lab.send(hostname)).status, 200);
     assert.equal((await state())?.how, "restored");

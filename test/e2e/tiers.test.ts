@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { existsSync, readFileSync } from "node:fs";
-import { readdir, rm, writeFile } from "node:fs/promises";
+import { readdir, rm, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import type { SpecRecord } from "../../actors/ports/placement-store.js";
@@ -47,7 +47,7 @@ describe("a container's memory and limits", function () {
     const record = lab.journal(name, {
       command: [process.execPath, "/app/hooked.mjs"],
       ...more,
-      env: { REFUSE: `/shared/${name}.refuse` },
+      env: { ...more.env, REFUSE: `/shared/${name}.refuse` },
     });
     await lab.cluster.apply([record]);
     const get = async () => answerOf(await lab.send(`${name}.localhost`));
@@ -128,6 +128,117 @@ describe("a container's memory and limits", function () {
     assert.equal((await get()).hooks.at(-1)?.name, undefined);
   });
 
+  describe("suspended when idle", () => {
+    const images = (name: string) => join(lab.cluster.shared, "images", name);
+    const suspended = (name: string) => existsSync(join(images(name), "suspended"));
+    const onIdle = "suspend";
+
+    it("keeps what it remembers through idle times, as often as there are some", async () => {
+      const { name, refuse, get, add, state, stopped } = await ready({ onIdle, idleTimeoutMs: 300, hooks });
+      for (const round of [1, 2]) {
+        await add();
+        await stopped();
+        assert.ok(suspended(name));
+        const woken = await get();
+        assert.equal(woken.count, round);
+        assert.equal((await state())?.how, "restored");
+        assert.equal(suspended(name), false, "it is used once");
+        const reasons = woken.hooks.map((hook) => `${hook.name} ${String(hook.body?.["reason"])}`);
+        assert.deepEqual(reasons.slice(-2), ["beforeCheckpoint suspended", "afterRestore suspended"]);
+      }
+      assert.equal(existsSync(`${refuse}.term`), false, "it did not notice");
+      await eventually("what was used is removed", async () =>
+        (await readdir(images(name))).every((entry) => !entry.startsWith(".taken-") && !entry.startsWith(".gone-")),
+      );
+    });
+
+    it("keeps what it remembers through a planned move and through a drain, and no request fails", async () => {
+      const { name, hostname, get, add } = await ready({ onIdle });
+      await add();
+      const owner = (await lab.cluster.owner(name)) as string;
+      const other = lab.cluster.hosts.find((host) => host !== owner) as string;
+      const statuses: number[] = [];
+      let stop = false;
+      const load = (async () => {
+        while (!stop) statuses.push((await lab.send(hostname)).status);
+      })();
+      await lab.cluster.relocate(name, other);
+      stop = true;
+      await load;
+      assert.deepEqual(new Set(statuses), new Set([200]));
+      assert.equal((await add()).count, 2);
+      assert.equal(await lab.cluster.owner(name), other);
+      await lab.cluster.drain(other);
+      await eventually("it has moved away", async () => (await lab.cluster.owner(name)) === owner);
+      assert.equal((await get()).count, 2);
+      await lab.cluster.undrain(other);
+    });
+
+    it("answers a request that comes during the dump, goes on running, and loses nothing of it", async () => {
+      const limits = { cpus: 2, memoryMiB: 1024, pids: 128 };
+      const { name, get, add, state, stopped } = await ready({
+        onIdle,
+        idleTimeoutMs: 1000,
+        env: { FILL_MIB: "300" },
+        limits,
+      });
+      await add();
+      const pid = (await state())?.pid;
+      const drafts = async () => (await readdir(images(name))).filter((entry) => entry.startsWith(".draft-"));
+      await eventually("it is being imaged", async () => (await drafts()).length > 0);
+      assert.equal((await add()).count, 2);
+      const now = await state();
+      assert.deepEqual([now?.state, now?.pid], ["running.serving", pid]);
+      await eventually("the image that was begun is dropped", async () => (await drafts()).length === 0);
+      assert.equal((await state())?.pid, pid);
+      assert.equal(suspended(name), false);
+      await stopped();
+      assert.equal((await get()).count, 2);
+    });
+
+    it("begins from its golden image when the suspended one is damaged, and cold without either", async () => {
+      const { name, get, add, state, stopped } = await ready({ onIdle, idleTimeoutMs: 300 });
+      const damage = async (directory: string) => {
+        const files = await readdir(directory, { recursive: true });
+        const pages = files.find((file) => /pages-\d+\.img$/.test(file)) as string;
+        await truncate(join(directory, pages), 4096);
+      };
+      await add();
+      await stopped();
+      await damage(join(images(name), "suspended"));
+      assert.equal((await get()).count, 0);
+      assert.equal((await state())?.how, "restored");
+      await add();
+      await stopped();
+      await damage(join(images(name), "suspended"));
+      const [golden] = (await readdir(images(name))).filter((entry) => /^\d+$/.test(entry));
+      await damage(join(images(name), golden as string));
+      assert.equal((await get()).count, 0);
+      assert.equal((await state())?.how, "cold");
+    });
+
+    it("is not brought back twice: a host that dies takes what it remembered with it", async () => {
+      const { name, get, add, stopped } = await ready({ onIdle, idleTimeoutMs: 1000 });
+      await add();
+      await stopped();
+      assert.equal((await add()).count, 2);
+      const owner = (await lab.cluster.owner(name)) as string;
+      await lab.cluster.killHost(owner);
+      assert.equal((await get()).count, 0);
+      await lab.cluster.startAgent(owner);
+    });
+
+    it("moves with its memory when its host is shut down", async () => {
+      const { name, get, add } = await ready({ onIdle });
+      await add();
+      const owner = (await lab.cluster.owner(name)) as string;
+      await lab.cluster.stopAgent(owner);
+      assert.equal((await get()).count, 1);
+      assert.notEqual(await lab.cluster.owner(name), owner);
+      await lab.cluster.startAgent(owner);
+    });
+  });
+
   describe("scaled", () => {
     /** Limits as the kernel has them. */
     function limitsOf(host: string, name: string): { memory: number; cpus: number } {
@@ -177,7 +288,10 @@ describe("a container's memory and limits", function () {
       const now = await state();
       assert.deepEqual([now?.pid, now?.epoch], [before?.pid, before?.epoch]);
       const kept = await applied(name);
-      assert.deepEqual([kept.hash, kept.spec.limits], [record.hash, { ...record.spec.limits, cpus: 0.5, memoryMiB: 300 }]);
+      assert.deepEqual(
+        [kept.hash, kept.spec.limits],
+        [record.hash, { ...record.spec.limits, cpus: 0.5, memoryMiB: 300 }],
+      );
       await stopped();
       await get();
       assert.equal((await state())?.how, "restored", "the image is of use still");

@@ -59,6 +59,11 @@ describe("a specification", () => {
     assert.equal(one(`${MINIMAL}engine: process\n`).checkpoint.onReady, false);
   });
 
+  it("is stopped when idle, or suspended", () => {
+    assert.equal(one(`${MINIMAL}onIdle: stop\n`).onIdle, undefined);
+    assert.equal(one(`${MINIMAL}onIdle: suspend\n`).onIdle, "suspend");
+  });
+
   it("names hooks with their time-out only where there are some", () => {
     assert.deepEqual(one(`${MINIMAL}hooks: { afterRestore: /hakobu/restored }\n`).hooks, {
       afterRestore: "/hakobu/restored",
@@ -169,6 +174,8 @@ describe("a specification", () => {
       ],
       ["a mount is asked of the process engine", "engine: process\nmounts: [{ source: /a, target: /b }]", "mounts[0]"],
       ["a warm-up request is given, and not made", "checkpoint: { at: listen, warmup: /x }", "checkpoint.warmup"],
+      ["a process is to be suspended", "engine: process\nonIdle: suspend", "onIdle"],
+      ["what takes no image is to be suspended", "onIdle: suspend\ncheckpoint: { onReady: false }", "onIdle"],
       ["hooks are asked of the process engine", "engine: process\nhooks: { afterRestore: /x }", "hooks"],
       ["a hook is no path", "hooks: { afterRestore: x }", "hooks.afterRestore"],
       ["a hook is not known", "hooks: { onRestore: /x }", "hooks.onRestore"],
@@ -303,6 +310,7 @@ describe("the hash of a specification", () => {
       { checkpoint: { ...spec.checkpoint, onReady: false, timeoutMs: 1000 } },
       { env: { B: "2", A: "1" } },
       { limits: { cpus: 2, memoryMiB: 512, pids: 7 } },
+      { onIdle: "suspend" },
       { hooks: { afterRestore: "/after", timeoutMs: 1 } },
     ];
     for (const change of changes)

@@ -122,6 +122,7 @@ describe("a container with hooks", () => {
       output: () => Promise.resolve(""),
     };
     const images: Partial<ImageStore> = {
+      takeSuspended: () => Promise.resolve({ skipped: [] }),
       find: () => Promise.resolve({ ...(found === undefined ? {} : { image: found }), skipped: [] }),
       begin: () =>
         Promise.resolve({

@@ -42,7 +42,7 @@ describe("retention of images", () => {
   }
 
   async function names(container = "blog"): Promise<string[]> {
-    return (await readdir(join(directory, container)).catch(() => [])).sort();
+    return (await readdir(join(directory, container)).catch(() => [])).toSorted((a, b) => (a < b ? -1 : 1));
   }
 
   async function aged(path: string, ms: number): Promise<void> {
@@ -239,6 +239,19 @@ describe("retention of images", () => {
       assert.deepEqual(await names(), [".unclaimed", "1"]);
       restore.release();
       await store.close();
+    });
+
+    it("loses its suspended image with them", async () => {
+      const store = plenty();
+      await publish(store, 1);
+      const home = join(directory, "blog");
+      for (const name of ["suspended"]) await mkdir(join(home, name));
+      await writeFile(join(home, ".ran"), "5");
+      await store.collect(new Set());
+      assert.deepEqual(await names(), [".ran", ".unclaimed", "1", "suspended"]);
+      await aged(join(home, ".unclaimed"), 25 * hourMs);
+      await store.collect(new Set());
+      assert.deepEqual(await readdir(directory), []);
     });
 
     it("is not every directory: what holds no image is somebody else's", async () => {

@@ -47,7 +47,16 @@ describe("images with the cluster's key", () => {
 
   const taken = (epoch: number, more: Partial<Taken> = {}): Taken => {
     const when = "2026-01-01T00:00:00Z";
-    return { container: "blog", epoch, specHash: "hash", engine: "runc", at: "warm", fingerprint, taken: when, ...more };
+    return {
+      container: "blog",
+      epoch,
+      specHash: "hash",
+      engine: "runc",
+      at: "warm",
+      fingerprint,
+      taken: when,
+      ...more,
+    };
   };
 
   async function publish(store: DirectoryImageStore, epoch: number, more: Partial<Taken> = {}): Promise<Image> {
@@ -97,7 +106,7 @@ describe("images with the cluster's key", () => {
     const forgeries: readonly [string, (manifest: Manifest) => object][] = [
       ["specification", (manifest) => ({ ...manifest, specHash: "other" })],
       ["machine", (manifest) => ({ ...manifest, fingerprint: { ...fingerprint, kernel: "6.19" } })],
-      ["list of files", ({ files: { empty: _, ...files }, ...manifest }) => ({ ...manifest, files })],
+      ["list of files", (manifest) => ({ ...manifest, files: {} })],
       ["time", (manifest) => ({ ...manifest, taken: "2027-01-01T00:00:00Z" })],
       ["MAC, which is cut off", (manifest) => ({ ...manifest, mac: undefined })],
     ];

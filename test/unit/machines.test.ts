@@ -50,6 +50,7 @@ describe("the statechart of a container", () => {
     { type: "IDLE" },
     { type: "GONE" },
     { type: "RELOCATE", reason },
+    { type: "RELOCATE", reason, keepMemory: true },
     { type: "OWNERSHIP_LOST", reason },
     { type: "FENCE", reason },
     { type: "RESTART", reason },
@@ -60,12 +61,21 @@ describe("the statechart of a container", () => {
     failed("start"),
     done("checkpoint"),
     failed("checkpoint"),
+    done("suspend"),
+    failed("suspend"),
     done("drain"),
+    failed("drain"),
+    done("lastImage"),
+    failed("lastImage"),
     done("stop"),
-    { type: "xstate.after.suspendGrace.container.running.suspending" },
     { type: "xstate.after.backoff.container.failed" },
   ];
-  const key = ({ wanted, leaving, imageWanted }: Record<string, unknown>) => [wanted, leaving, imageWanted];
+  const key = ({ wanted, leaving, imageWanted, keepMemory }: Record<string, unknown>) => [
+    wanted,
+    leaving,
+    imageWanted,
+    keepMemory,
+  ];
 
   it("reaches every state by some path", () => {
     const found = paths(containerMachine, { restorable: true, adopted: false }, events, key);
@@ -115,6 +125,8 @@ describe("the statechart of a container", () => {
           restore: operation<RestoreOutcome>("restore"),
           start: operation<void>("start"),
           checkpoint: operation<void>("checkpoint"),
+          suspend: operation<void>("suspend"),
+          lastImage: operation<void>("lastImage"),
           drain: operation<void>("drain"),
           stop: operation<void>("stop"),
         },
@@ -136,23 +148,69 @@ describe("the statechart of a container", () => {
   const noImage: RestoreOutcome = { kind: "noImage", why: "none yet" };
 
   it("goes on serving when a request comes while it is suspending", async () => {
-    const { actor, clock, state, end } = live();
+    const { actor, state, end, under } = live();
     actor.send({ type: "REQUEST" });
     await end("restore", restored);
     actor.send({ type: "IDLE" });
     assert.equal(state(), "running.suspending");
     actor.send({ type: "REQUEST" });
     assert.equal(state(), "running.serving");
-    clock.increment(1000);
+    assert.equal(under.suspend?.signal.aborted, true);
+    await end("suspend");
     assert.equal(state(), "running.serving");
   });
 
-  it("stops when no request comes while it is suspending, and restores for the next", async () => {
-    const { actor, clock, state, end } = live();
+  it("goes on serving when its memory could not be kept", async () => {
+    const { actor, state, end, fail } = live();
     actor.send({ type: "REQUEST" });
     await end("restore", restored);
     actor.send({ type: "IDLE" });
-    clock.increment(1000);
+    await fail("suspend");
+    assert.equal(state(), "running.serving");
+    assert.equal(actor.getSnapshot().context.reason, "planted: suspend");
+  });
+
+  it("takes a last image after the drain of a planned move that keeps its memory, and leaves also without it", async () => {
+    for (const ending of ["end", "fail"] as const) {
+      const { actor, state, under, ...operations } = live();
+      actor.send({ type: "REQUEST" });
+      await operations.end("restore", restored);
+      actor.send({ type: "RELOCATE", reason: "planned", keepMemory: true });
+      assert.equal(state(), "relocating.draining");
+      assert.equal(under.lastImage, undefined);
+      await operations.end("drain");
+      assert.equal(state(), "relocating.imaging");
+      await operations[ending]("lastImage");
+      assert.equal(state(), "stopping");
+      await operations.end("stop");
+      assert.equal(state(), "left");
+    }
+  });
+
+  it("takes no last image once another host owns it", async () => {
+    const first = live();
+    first.actor.send({ type: "REQUEST" });
+    await first.end("restore", restored);
+    first.actor.send({ type: "RELOCATE", reason: "planned", keepMemory: true });
+    first.actor.send({ type: "OWNERSHIP_LOST", reason: "taken" });
+    await first.end("drain");
+    assert.equal(first.state(), "stopping");
+    const second = live();
+    second.actor.send({ type: "REQUEST" });
+    await second.end("restore", restored);
+    second.actor.send({ type: "RELOCATE", reason: "planned", keepMemory: true });
+    await second.end("drain");
+    second.actor.send({ type: "OWNERSHIP_LOST", reason: "taken" });
+    assert.equal(second.state(), "stopping");
+    assert.equal(second.under.lastImage?.signal.aborted, true);
+  });
+
+  it("stops when no request comes while it is suspending, and restores for the next", async () => {
+    const { actor, state, end } = live();
+    actor.send({ type: "REQUEST" });
+    await end("restore", restored);
+    actor.send({ type: "IDLE" });
+    await end("suspend");
     assert.equal(state(), "stopping");
     await end("stop");
     assert.equal(state(), "stopped");
@@ -200,7 +258,7 @@ describe("the statechart of a container", () => {
     await end("restore", noImage);
     await end("start");
     actor.send({ type: "RELOCATE", reason: "planned" });
-    assert.equal(state(), "relocating");
+    assert.equal(state(), "relocating.draining");
     assert.equal(under.checkpoint?.signal.aborted, true);
     await end("drain");
     await end("stop");
