@@ -7,7 +7,7 @@ import { programLog } from "../../runtime/log.js";
 import { EtcdPlacementStore } from "../../runtime/placement/etcd.js";
 import { systemClock } from "../../runtime/system-clock.js";
 import { openTestCluster, type TestCluster } from "../lab/cluster.js";
-import { diff, othersAtWork, snapshotMachine } from "../lab/leftovers.js";
+import { diff, snapshotMachine } from "../lab/leftovers.js";
 import { Clients } from "./clients.js";
 import { describe, type Fault, plan } from "./faults.js";
 import { check, explain, type History, type Span, type Takeover, type Verdict } from "./history.js";
@@ -205,15 +205,11 @@ async function settle(lab: TestCluster, containers: readonly string[]): Promise<
 
 async function leftBehind(name: string, before: ReturnType<typeof snapshotMachine>): Promise<string[]> {
   const end = performance.now() + leftoverLimitMs;
-  let left = diff(before, snapshotMachine());
-  while (left.length > 0 && performance.now() < end) {
-    await sleep(200);
-    left = diff(before, snapshotMachine());
-  }
-  // The machine cannot tell others' containers from ours, but the names of our namespaces and control groups are our own.
-  return othersAtWork().length > 0
-    ? left.filter((line) => line.includes(`hakobu-${name}-`) || line.includes(`/${name}-`))
-    : left;
+  // Others may be at work on the machine, and nothing but its name says whose a namespace or a control group is.
+  const ours = (): string[] =>
+    diff(before, snapshotMachine()).filter((line) => line.includes(`hakobu-${name}-`) || line.includes(`/${name}-`));
+  while (ours().length > 0 && performance.now() < end) await sleep(200);
+  return ours();
 }
 
 async function keepEvidence(
