@@ -17,6 +17,7 @@ import { HakobuError, reasonOf } from "./hakobu-error.js";
 import { deadline, delay } from "./ports/clock.js";
 import type { Engine, Instance } from "./ports/engine.js";
 import type { Claim, ClaimReply, HostClient } from "./ports/host-client.js";
+import type { Guard } from "./ports/guard.js";
 import type { HostRecord, Membership, Placement, PlacementStore, SpecRecord } from "./ports/placement-store.js";
 import type { Prober } from "./ports/prober.js";
 import type { ContainerSpec } from "./ports/spec.js";
@@ -29,6 +30,8 @@ export interface HostDeps extends Omit<ContainerDeps, "engine" | "admission"> {
   readonly store: PlacementStore;
   readonly view: ClusterView;
   readonly prober: Prober;
+  /** Absent: exclusive containers outlive a killed agent until it is started again. */
+  readonly guard?: Guard;
   /** For planned moves: this host asks the next one. */
   readonly hosts: HostClient;
 }
@@ -553,10 +556,19 @@ export class HostActor {
     await this.#membership?.leave();
   }
 
+  /** What must not outlive the lease, should this process be killed or stand still from now on. */
+  #tellGuard(): void {
+    const { guard, clock } = this.#deps;
+    const exclusive = [...this.#containers.values()].filter(({ record }) => record.spec.takeover === "exclusive");
+    const instances = exclusive.flatMap(({ instance }) => instance ?? []);
+    guard?.watch((this.#membership?.provenUntil ?? 0) - clock.now(), instances);
+  }
+
   #armCheck(): unknown {
     return this.#deps.clock.setTimeout(() => {
       this.#noteSleep();
       for (const container of this.#containers.values()) container.check();
+      this.#tellGuard();
       this.#checkTimer = this.#armCheck();
     }, checkEveryMs);
   }

@@ -21,6 +21,7 @@ import { httpHooks } from "./dispatcher/hooks.js";
 import { httpReadiness } from "./dispatcher/readiness.js";
 import { Pools, SOCKET_HIGH_WATER_MARK } from "./forwarding/pools.js";
 import { upgradeResponse } from "./forwarding/upgrade.js";
+import { ProcessGuard } from "./guard.js";
 import { listen, shut } from "./http-server.js";
 import { ProberByKind } from "./probes/by-kind.js";
 import { HttpHostClient } from "./proxy/host-client.js";
@@ -67,6 +68,7 @@ export async function createHost(options: HostOptions, signal?: AbortSignal): Pr
   const view = new ClusterView();
   const pools = new Pools({ connectTimeoutMs: 1000 });
   const prober = new ProberByKind("tcp", log);
+  const guard = new ProcessGuard();
   const server = createServer({ highWaterMark: SOCKET_HIGH_WATER_MARK, keepAliveTimeout: 65_000, requestTimeout: 0 });
   await listen(server, options.listen);
   const bound = server.address() as AddressInfo;
@@ -79,6 +81,7 @@ export async function createHost(options: HostOptions, signal?: AbortSignal): Pr
       images,
       startsAtOnce: options.startsAtOnce ?? Math.max(2, availableParallelism()),
       prober,
+      guard,
       hosts: new HttpHostClient((host) => pools.get(host)),
       readiness: httpReadiness,
       hooks: httpHooks(id),
@@ -129,6 +132,7 @@ export async function createHost(options: HostOptions, signal?: AbortSignal): Pr
     close: ({ drain = false } = {}) =>
       end(async () => {
         await actor.close(drain);
+        guard.close();
         await shut(server);
         prober.close();
         await pools.close();
@@ -136,6 +140,7 @@ export async function createHost(options: HostOptions, signal?: AbortSignal): Pr
     destroy: () =>
       end(async () => {
         actor.abandon();
+        guard.close();
         await shut(server);
         prober.close();
         await pools.close();

@@ -102,6 +102,23 @@ describe("ownership", function () {
     assert.ok(reply.ms < ttlMs + 5000, `answered after ${reply.ms} ms`);
   });
 
+  it("has killed an exclusive container whose agent was killed before another host starts it", async () => {
+    const { name, hostname } = await ready({ takeover: "exclusive" });
+    await eventually("its guard knows it", async () => {
+      const span = (await alive(name)).get("a");
+      return span !== undefined && span.last - span.first > 1500;
+    });
+    const killedAt = Date.now();
+    await the.lab.cluster.killAgent("a");
+    onB(await the.lab.send(hostname));
+    const spans = await alive(name);
+    const [old, next] = [spans.get("a"), spans.get("b")];
+    assert.ok(old !== undefined && next !== undefined);
+    assert.ok(old.last < next.first, `host a's copy lived until ${old.last - next.first} ms after host b's began`);
+    assert.ok(old.last - killedAt < 1000, `it lived for ${old.last - killedAt} ms after its agent`);
+    await the.lab.cluster.startAgent("a");
+  });
+
   it("serves nothing stale after an agent stood still for longer than its lease", async () => {
     const exclusive = await ready({ takeover: "exclusive" });
     const fast = await ready();
