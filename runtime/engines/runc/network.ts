@@ -40,8 +40,9 @@ export async function createNetwork(names: Names, signal: AbortSignal): Promise<
 /** Idempotent. The veth pair goes with the namespace; its host end is removed first because the kernel does that part later. */
 export async function removeNetwork(names: Names): Promise<void> {
   if (!hasNetwork(names)) return;
-  const script = 'ip link delete "$2" 2>/dev/null; ip netns delete "$1"';
-  await runCommand(["/bin/sh", "-c", script, "sh", names.namespace, names.link], {
+  // Somebody else may remove it at the same moment: all that matters is that it is gone.
+  const script = 'ip link delete "$2" 2>/dev/null; ip netns delete "$1" || ! [ -e "$3" ]';
+  await runCommand(["/bin/sh", "-c", script, "sh", names.namespace, names.link, names.namespaceFile], {
     failure: "STOP_FAILED",
     title: `removing the network of ${names.container}`,
     timeoutMs: commandLimitMs,
