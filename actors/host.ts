@@ -59,6 +59,7 @@ export class HostActor {
   readonly #actor: Actor<typeof hostMachine>;
   readonly #following = new AbortController();
   readonly #admission: Admission;
+  readonly #claiming = new Map<string, Promise<ClaimReply>>();
   readonly #handingOver = new Set<string>();
   #record: HostRecord;
   #membership: Membership | undefined;
@@ -154,7 +155,23 @@ export class HostActor {
    * Takes a container over, if the placement is still what the proxy saw; on success it is already coming up.
    * Never rejects.
    */
-  async claim(claim: Claim, trace: TraceContext | undefined): Promise<ClaimReply> {
+  claim(claim: Claim, trace: TraceContext | undefined): Promise<ClaimReply> {
+    const reply = this.#claim(claim, trace).finally(() => {
+      if (this.#claiming.get(claim.container) === reply) this.#claiming.delete(claim.container);
+    });
+    this.#claiming.set(claim.container, reply);
+    return reply;
+  }
+
+  /**
+   * Waits for a claim of that container that is under way: others may see in the store that it was won before this host has its answer,
+   * and send requests under the new epoch.
+   */
+  async claimed(name: string): Promise<void> {
+    await this.#claiming.get(name)?.catch(() => {});
+  }
+
+  async #claim(claim: Claim, trace: TraceContext | undefined): Promise<ClaimReply> {
     const { view } = this.#deps;
     const refusal = await this.#refusal(claim);
     if (refusal !== undefined) return refusal;

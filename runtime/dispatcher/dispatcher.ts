@@ -60,9 +60,13 @@ export class Dispatcher {
   async handle(incoming: IncomingMessage, outgoing: ServerResponse, head?: Buffer): Promise<void> {
     const { host } = this.#options;
     const name = incoming.headers[header.container] as string;
-    const container = host.container(name);
-    if (container === undefined) return this.#moved(outgoing, name);
     const epoch = Number(incoming.headers[header.epoch]);
+    let container = host.container(name);
+    if (container === undefined || epoch > container.epoch) {
+      await host.claimed(name);
+      container = host.container(name);
+    }
+    if (container === undefined) return this.#moved(outgoing, name);
     if (epoch > container.epoch) host.supersede(container, epoch);
     if (epoch !== container.epoch) return this.#moved(outgoing, name);
     if (!(await host.mayServe(container)))
