@@ -1,5 +1,6 @@
 // A minute of faults on a whole cluster under load, judged by the history checker. `npm run chaos` makes longer ones.
-// HAKOBU_CHAOS_SEED repeats the faults of a run that failed.
+// The plan of faults is always the same here, so that a change is judged by the same faults as the one before; `npm run chaos` draws
+// a new one each time. HAKOBU_CHAOS_SEED asks for another.
 import assert from "node:assert/strict";
 import { cannotRestore } from "../lab/cluster.js";
 import { report, type RunResult, runChaos } from "./run.js";
@@ -10,7 +11,7 @@ describe("a cluster under random faults", function () {
   this.timeout(300_000);
   let result: RunResult;
   const progress: string[] = [];
-  const seed = Number(process.env.HAKOBU_CHAOS_SEED ?? Math.floor(Math.random() * 1_000_000));
+  const seed = Number(process.env.HAKOBU_CHAOS_SEED ?? 736_904);
 
   before(async function () {
     const why = await cannotRestore();
