@@ -505,7 +505,7 @@ function holder(hosts: readonly string[], prefix: string): { process: ChildProce
     let last = performance.now();
     setInterval(() => {
       const now = performance.now();
-      if (now - last > 1500) console.log("woke, lease proven:", now < member.provenUntil);
+      if (now - last > 1000) console.log("woke, lease proven:", now < member.provenUntil);
       last = now;
     }, 10);
     member.lost.then((reason) => console.log("lost", reason));
