@@ -141,6 +141,8 @@ for echo in echoes():
     for i in range(len(asked) - 1, -1, -1):
         to, id, seq, token = asked[i]
         _, id2, seq2, token2 = asked[i - 1]
+        if id2 == id: id2 = id ^ 1
+        if seq2 == seq: seq2 = seq ^ 1
         reply(to, id, seq, token2)
         reply(to, id, seq2, token)
         reply(to, id2, seq, token)
