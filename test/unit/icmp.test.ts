@@ -148,7 +148,7 @@ for echo in echoes():
         reply(to, id2, seq, token)
         reply(to, id, seq, bytes(16))
         reply(to, id, seq, b"")
-        reply(to, id, seq, token[:15] + b"x")
+        reply(to, id, seq, token[:15] + bytes([token[15] ^ 1]))
         reply(to, id, seq, token, type=8)
         reply(to, id, seq, token, type=13)
         if i % 2: reply(to, id, seq, token); reply(to, id, seq, token)
