@@ -22,6 +22,7 @@ import type { HostRecord, Membership, Placement, PlacementStore, SpecRecord } fr
 import type { Prober } from "./ports/prober.js";
 import type { ContainerSpec } from "./ports/spec.js";
 import type { TraceContext } from "./ports/tracer.js";
+import { Vacancies } from "./vacancies.js";
 
 export interface HostDeps extends Omit<ContainerDeps, "engine" | "admission"> {
   /** Containers that may come up at the same time; more only make each other late. */
@@ -72,6 +73,7 @@ export class HostActor {
   #looking: Promise<void> | undefined;
   #stopNoticing: () => void;
   readonly #viewReady: Promise<void>;
+  readonly #vacancies: Vacancies;
 
   constructor(deps: HostDeps, record: HostRecord) {
     this.#deps = deps;
@@ -95,6 +97,7 @@ export class HostActor {
     deps.registry.register(`host/${record.id}`, this.#actor.start());
     this.#stopNoticing = deps.view.onChange((noticed) => this.#notice(noticed));
     this.#viewReady = follow(deps.store, deps.view, deps.log, this.#following.signal);
+    this.#vacancies = new Vacancies(deps.clock, deps.view, this.#viewReady);
   }
 
   get record(): HostRecord {
@@ -145,6 +148,7 @@ export class HostActor {
     this.#deps.clock.clearTimeout(this.#checkTimer);
     this.#following.abort(new HakobuError("ABORTED", "the host agent ends"));
     this.#stopNoticing();
+    this.#vacancies.close();
     this.#membership?.abandon();
     for (const container of this.#containers.values()) container.abandon();
     this.#containers.clear();
@@ -396,6 +400,7 @@ export class HostActor {
     if (engine === undefined) return refuse(`no engine ${record.spec.engine} on host ${this.#record.id}`);
     if (!this.#containers.has(claim.container) && this.#containers.size >= this.#record.capacity)
       return refuse(`host ${this.#record.id} is full (${this.#record.capacity} containers)`);
+    if (record.spec.takeover === "exclusive") await this.#vacancies.settled(claim.container);
     const owner = view.placement(claim.container);
     if (claim.expected === 0 || owner === undefined || owner.host === this.#record.id) return undefined;
     if (claim.handover === true && claim.from === owner.host) return undefined;
@@ -472,6 +477,7 @@ export class HostActor {
         return;
       }
       case "host":
+        if (noticed.id === this.#record.id && noticed.record === undefined) void this.#membership?.check();
         return;
     }
   }

@@ -79,6 +79,11 @@ export interface Membership {
   /** Resolves once, with the reason, when the lease can no longer be proven; never after `leave`. */
   readonly lost: Promise<string>;
   update(record: HostRecord): Promise<void>;
+  /**
+   * Asks the store whether it still has this host under this membership, which ends (`lost`) where not: for who was told that the
+   * store has dropped it before its time. Never rejects.
+   */
+  check(): Promise<void>;
   claim(request: ClaimRequest): Promise<ClaimOutcome>;
   /** Gives the placement up if it still has this epoch. */
   release(container: string, epoch: number): Promise<void>;

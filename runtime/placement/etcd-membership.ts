@@ -69,12 +69,22 @@ export class EtcdMembership implements Membership {
       if (!this.#lease.proven) throw leaseLost(this.#id);
       return this.#putRecord(record, (standing) => {
         if (standing?.lease === this.#lease.id) return;
-        this.lose("etcd has this host no longer under this lease");
+        this.lose(dropped);
         throw leaseLost(this.#id);
       });
     });
     this.#writes = write.catch(() => undefined);
     return write;
+  }
+
+  async check(): Promise<void> {
+    const key = this.#keys.host(this.#id);
+    try {
+      const { kvs } = await this.#deps.connection.call("the host record", ({ kv }) => kv.range({ key }));
+      if (kvs[0]?.lease !== this.#lease.id) this.lose(dropped);
+    } catch (error) {
+      this.#deps.log.warn({ host: this.#id, reason: reasonOf(error) }, "cannot ask whether the lease still holds");
+    }
   }
 
   async claim(request: ClaimRequest): Promise<ClaimOutcome> {
@@ -102,7 +112,7 @@ export class EtcdMembership implements Membership {
     }
     const [standing, record] = answer.responses.map(found);
     if (record?.lease !== lease) {
-      this.lose("etcd has this host no longer under this lease");
+      this.lose(dropped);
       return unproven;
     }
     const owned = standing && decodePlacement(container, standing);
@@ -179,6 +189,7 @@ export class EtcdMembership implements Membership {
   }
 }
 
+const dropped = "etcd has this host no longer under this lease";
 const unproven: ClaimOutcome = { kind: "unavailable", reason: "this host's lease can no longer be proven" };
 
 function modRevision(key: Buffer, revision: string): ICompare {

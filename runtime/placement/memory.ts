@@ -262,6 +262,9 @@ class MemoryMembership implements Membership {
     this.#store.update(record);
   }
 
+  /** This store drops nothing before its time. */
+  async check(): Promise<void> {}
+
   async claim(request: ClaimRequest): Promise<ClaimOutcome> {
     if (this.#phase === "alive") return this.#store.claim(request);
     return { kind: "unavailable", reason: "this host's lease can no longer be proven" };

@@ -273,6 +273,18 @@ describe("etcd placement store under faults", () => {
     assert.equal((await member.claim(claimOf("blog", 0))).kind, "unavailable");
   });
 
+  it("reports its lease lost at once when it is told to look, and etcd has dropped it before its time", async () => {
+    const member = await storeAt([proxy.url]).join(hostNamed("a"));
+    await member.check();
+    assert.ok(member.provenUntil > now(), "it holds");
+    const connection = raw();
+    const { kvs } = await connection.call("a read", ({ kv }) => kv.range({ key: new Keys(prefix).host("a") }));
+    await connection.call("a revocation", ({ leaseClient }) => leaseClient.leaseRevoke({ ID: kvs[0]?.lease ?? "" }));
+    await member.check();
+    assert.ok(member.provenUntil <= now());
+    assert.match(await member.lost, /no longer/);
+  });
+
   it("does not trust its lease when its process wakes from a suspension longer than the TTL", async () => {
     const child = holder(server.endpoints, prefix);
     cleanups.push(() => child.process.kill("SIGKILL"));

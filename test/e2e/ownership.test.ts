@@ -2,6 +2,8 @@
 import assert from "node:assert/strict";
 import { setTimeout as sleep } from "node:timers/promises";
 import { request } from "undici";
+import { EtcdConnection, etcdSettings } from "../../runtime/placement/etcd-client.js";
+import { Keys } from "../../runtime/placement/etcd-records.js";
 import {
   cannotRestore,
   eventually,
@@ -31,6 +33,19 @@ function cluster(name: string, hosts: readonly string[], options: LabOptions) {
     await the.lab?.close();
   });
   return the;
+}
+
+/** As a stale leader of etcd 3.4.23 does (https://github.com/etcd-io/etcd/issues/15247). */
+async function dropLease(endpoints: readonly string[], host: string): Promise<void> {
+  const connection = new EtcdConnection(etcdSettings({ hosts: endpoints, ttlSeconds, callTimeoutMs: 5000 }));
+  try {
+    const key = new Keys("hakobu/").host(host);
+    const { kvs } = await connection.call("a read", ({ kv }) => kv.range({ key }));
+    const lease = { ID: kvs[0]?.lease ?? "" };
+    await connection.call("a revocation", ({ leaseClient }) => leaseClient.leaseRevoke(lease));
+  } finally {
+    connection.close();
+  }
 }
 
 const body = (reply: Reply) => JSON.parse(reply.text) as { count: number; host: string; epoch: number };
@@ -101,6 +116,21 @@ describe("ownership", function () {
     // The lease was renewed at most a quarter of the TTL before the cut.
     assert.ok(next.first - cutAt > ttlMs / 2, `taken over after ${next.first - cutAt} ms`);
     assert.ok(reply.ms < ttlMs + 5000, `answered after ${reply.ms} ms`);
+  });
+
+  it("never has two of an exclusive container when etcd drops a lease that its host can still prove", async () => {
+    const { name, hostname } = await ready({ takeover: "exclusive" });
+    const [before] = (await the.lab.lines(name)).slice(-1);
+    const droppedAt = Date.now();
+    await dropLease(the.lab.cluster.etcdServer.endpoints, the.lab.cluster.hostId("a"));
+    const reply = await the.lab.send(hostname);
+    assert.equal(reply.status, 200, reply.text);
+    const lines = await the.lab.lines(name);
+    const old = lines.filter(({ instance }) => instance === before?.instance).map(({ at }) => at);
+    const next = lines.filter(({ instance, at }) => instance !== before?.instance && at >= droppedAt);
+    assert.ok(next.length > 0, "another copy has answered");
+    const overlapMs = Math.max(...old) - Math.min(...next.map(({ at }) => at));
+    assert.ok(overlapMs < 0, `the old copy lived until ${overlapMs} ms after the next one began`);
   });
 
   it("has killed an exclusive container whose agent was killed before another host starts it", async () => {
