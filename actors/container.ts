@@ -127,6 +127,11 @@ export class ContainerActor {
     this.#actor.send(event);
   }
 
+  /** Another host owns it. An exclusive one is killed: what it is answering must not go on beside the new owner's copy. */
+  loseOwnership(reason: string): void {
+    this.send({ type: this.#record.spec.takeover === "exclusive" ? "FENCE" : "OWNERSHIP_LOST", reason });
+  }
+
   /** A request begins to be answered. */
   enter(): void {
     this.inFlight++;

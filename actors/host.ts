@@ -204,7 +204,7 @@ export class HostActor {
 
   /** A request carried an epoch newer than this host's: it has been superseded and did not know. */
   supersede(container: ContainerActor, epoch: number): void {
-    container.send({ type: "OWNERSHIP_LOST", reason: `a request named epoch ${epoch}, newer than ${container.epoch}` });
+    container.loseOwnership(`a request named epoch ${epoch}, newer than ${container.epoch}`);
   }
 
   /** A planned move of this container away from here is under way. */
@@ -365,7 +365,7 @@ export class HostActor {
           const placement = await store.read(container.name);
           if (placement !== undefined) view.learn(placement);
           if (placement !== undefined && placement.host !== this.#record.id)
-            container.send({ type: "OWNERSHIP_LOST", reason: "it was taken while this host did not run" });
+            container.loseOwnership("it was taken while this host did not run");
         } catch (error) {
           log.warn({ container: container.name, reason: reasonOf(error) }, "cannot look who owns it");
         }
@@ -466,7 +466,7 @@ export class HostActor {
         if (placement === undefined) return;
         if (placement.host === this.#record.id) return this.#discovered(placement);
         if (container === undefined || placement.epoch <= container.epoch) return;
-        container.send({ type: "OWNERSHIP_LOST", reason: `${placement.host} owns it: ${placement.reason}` });
+        container.loseOwnership(`${placement.host} owns it: ${placement.reason}`);
         return;
       }
       case "spec": {
@@ -552,7 +552,7 @@ export class HostActor {
       if (outcome?.kind === "lost" && outcome.placement !== undefined) view.learn(outcome.placement);
       log.info({ container: name, owner: view.placement(name)?.host }, "not this host's any more: stopped here");
       if (instance !== undefined) await this.#discard(instance);
-      actor?.send({ type: "OWNERSHIP_LOST", reason: "another host took it while this one was away" });
+      actor?.loseOwnership("another host took it while this one was away");
     };
     await Promise.all(Array.from({ length: adoptWidth }, next));
     if (failure !== undefined) throw failure;

@@ -160,9 +160,8 @@ function durationOf(kind: FaultKind, random: Random, ttlMs: number): number {
     case "restart etcd member":
       return random.whole(0, 2000);
     case "hang etcd member":
-      // A leader that stood still for longer than a lease has left revokes that lease when it wakes, though the new leader has
-      // renewed it: https://github.com/etcd-io/etcd/issues/15247, mended in etcd 3.4.29 and 3.5.11. Debian 12 has 3.4.23.
-      return random.whole(500, ttlMs / 2);
+      // Beyond the TTL too: a leader that stood still so long may revoke renewed leases when it wakes (docs/reference/faults.md).
+      return random.whole(500, 1.6 * ttlMs);
     case "kill container":
     case "relocate":
       return 0;

@@ -121,6 +121,10 @@ describe("ownership", function () {
   it("never has two of an exclusive container when etcd drops a lease that its host can still prove", async () => {
     const { name, hostname } = await ready({ takeover: "exclusive" });
     const [before] = (await the.lab.lines(name)).slice(-1);
+    const slow = the.lab.send(hostname, { path: "/?ms=3000", id: "slow" });
+    await eventually("the old copy is at work on a request", async () =>
+      (await the.lab.lines(name)).some(({ id }) => id === "slow"),
+    );
     const droppedAt = Date.now();
     await dropLease(the.lab.cluster.etcdServer.endpoints, the.lab.cluster.hostId("a"));
     const reply = await the.lab.send(hostname);
@@ -131,6 +135,7 @@ describe("ownership", function () {
     assert.ok(next.length > 0, "another copy has answered");
     const overlapMs = Math.max(...old) - Math.min(...next.map(({ at }) => at));
     assert.ok(overlapMs < 0, `the old copy lived until ${overlapMs} ms after the next one began`);
+    assert.equal((await slow).status, 200, "it was sent again, for it was safe to");
   });
 
   it("has killed an exclusive container whose agent was killed before another host starts it", async () => {
