@@ -17,6 +17,7 @@ debian_packages=(
   util-linux               # mounts, namespaces, setpriv
   python3-django gunicorn  # the application of the experiment
   curl                     # asking a container by hand
+  faketime                 # tests that set the clock
 )
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$here")
