@@ -22,6 +22,7 @@ import type { HostRecord, Membership, Placement, PlacementStore, SpecRecord } fr
 import type { Prober } from "./ports/prober.js";
 import type { ContainerSpec } from "./ports/spec.js";
 import type { TraceContext } from "./ports/tracer.js";
+import { Releases } from "./releases.js";
 import { Vacancies } from "./vacancies.js";
 
 export interface HostDeps extends Omit<ContainerDeps, "engine" | "admission"> {
@@ -74,6 +75,7 @@ export class HostActor {
   #stopNoticing: () => void;
   readonly #viewReady: Promise<void>;
   readonly #vacancies: Vacancies;
+  readonly #releases: Releases;
 
   constructor(deps: HostDeps, record: HostRecord) {
     this.#deps = deps;
@@ -98,6 +100,12 @@ export class HostActor {
     this.#stopNoticing = deps.view.onChange((noticed) => this.#notice(noticed));
     this.#viewReady = follow(deps.store, deps.view, deps.log, this.#following.signal);
     this.#vacancies = new Vacancies(deps.clock, deps.view, this.#viewReady);
+    this.#releases = new Releases({
+      clock: deps.clock,
+      log: deps.log,
+      membership: () => this.#membership,
+      wanted: (container) => this.#containers.has(container) || this.#claiming.has(container),
+    });
   }
 
   get record(): HostRecord {
@@ -149,6 +157,7 @@ export class HostActor {
     this.#following.abort(new HakobuError("ABORTED", "the host agent ends"));
     this.#stopNoticing();
     this.#vacancies.close();
+    this.#releases.close();
     this.#membership?.abandon();
     for (const container of this.#containers.values()) container.abandon();
     this.#containers.clear();
@@ -180,6 +189,7 @@ export class HostActor {
     const refusal = await this.#refusal(claim);
     if (refusal !== undefined) return refusal;
     const record = view.spec(claim.container) as SpecRecord;
+    await this.#releases.settled(claim.container);
     const outcome = await (this.#membership as Membership).claim(claim);
     switch (outcome.kind) {
       case "won": {
@@ -240,7 +250,7 @@ export class HostActor {
       return placement;
     } catch (error) {
       span.end(error);
-      if (container.left) await this.#membership?.release(name, container.epoch).catch(() => {});
+      if (container.left) void this.#releases.giveUp(name, container.epoch);
       throw error;
     } finally {
       this.#handingOver.delete(name);
@@ -455,7 +465,7 @@ export class HostActor {
     if (this.#containers.get(container.name) !== container) return;
     this.#containers.delete(container.name);
     if (this.#handingOver.has(container.name)) return;
-    await this.#membership?.release(container.name, container.epoch).catch(() => {});
+    await this.#releases.giveUp(container.name, container.epoch);
   }
 
   #notice(noticed: Noticed): void {

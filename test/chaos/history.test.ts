@@ -109,6 +109,10 @@ describe("the history checker", () => {
     // Not excused by a stopped agent either: on waking it has to look before it serves.
     const away = new Map([["a", [{ fromMs: 1000, toMs: 7000, what: "stop agent a" }]]]);
     assert.deepEqual(kindsIn({ ...stale, agentsAway: away }), ["two owners"]);
+    // What had been sent to it before it stood still lies in its socket when it wakes: nobody can look first.
+    const sentBefore = withExchanges(stale, exchange("late", 950, 9, "b", { doneMs: 6120, method: "GET" }));
+    assert.ok(kindsIn(sentBefore).includes("two owners"));
+    assert.deepEqual(kindsIn({ ...sentBefore, agentsAway: away }), []);
   });
 
   it("finds an exclusive owner that is still at work when the next one begins, unless its agent stood still", () => {

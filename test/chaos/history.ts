@@ -1,8 +1,8 @@
 // What happened in a run, and the proof that it was right. Knows nothing of how it was made: a history can be planted.
 //
 //   V1  An exclusive container never has two owners: no copy takes a request after a newer one has, or is at work on one beside
-//       it, or is alive beside it. Excused, and measured: a copy whose agent stood still or was killed finishes what it had begun
-//       and stays alive until that agent looks after it again. Only what it writes to can keep it off then, by its epoch.
+//       it, or is alive beside it. Excused, and measured: a copy whose agent stood still or was killed finishes what was sent to it
+//       before and stays alive until that agent looks after it again. Only what it writes to can keep it off then, by its epoch.
 //   V2  A fast or confirmed one has two for at most `bounds.overlapMs`.
 //   V3  One after the other through one proxy, answers never come from an older epoch than before.
 //   V4  A POST is executed at most once, and a POST that was answered with 200 was executed.
@@ -128,6 +128,7 @@ export function check(history: History): Verdict {
   const overlapMs: Record<Takeover, number> = { fast: 0, confirmed: 0, exclusive: 0 };
   const twoCopiesMs: Record<Takeover, number> = { fast: 0, confirmed: 0, exclusive: 0 };
   const executed = new Map<string, Execution[]>();
+  const sentMs = new Map(history.exchanges.map((exchange) => [exchange.id, exchange.sentMs]));
   let executions = 0;
   for (const [container, takeover] of history.policies) {
     const { copies, runs } = read(history.lines.get(container) ?? []);
@@ -135,7 +136,7 @@ export function check(history: History): Verdict {
     for (const run of runs) executed.set(run.id, [...(executed.get(run.id) ?? []), run]);
     const unguarded = (copy: Copy, atMs: number): boolean =>
       (history.agentsAway.get(copy.host) ?? []).some((span) => span.fromMs <= atMs && span.toMs >= atMs);
-    for (const { older, newer, atMs, ms, begunMs } of servingOverlaps(runs, takeover === "exclusive")) {
+    for (const { older, newer, atMs, ms, begunMs } of servingOverlaps(runs, sentMs, takeover === "exclusive")) {
       overlapMs[takeover] = Math.max(overlapMs[takeover], ms);
       const text = `${older.key} answered until ${ms} ms after ${newer.key} had begun to`;
       if (takeover === "exclusive") {
@@ -211,14 +212,16 @@ function read(lines: readonly JournalLine[]): { copies: Copy[]; runs: Execution[
 /** Pairs of copies of which the older one, by epoch, or by who began first, answered after the newer one had begun to. */
 function servingOverlaps(
   runs: readonly Execution[],
+  sentMs: ReadonlyMap<string, number>,
   strict: boolean,
-): { older: Copy; newer: Copy; atMs: number; ms: number /** The older one's last request. */; begunMs: number }[] {
+): { older: Copy; newer: Copy; atMs: number; ms: number /** When its newest request was sent. */; begunMs: number }[] {
   const served = new Map<Copy, { fromMs: number; begunMs: number; toMs: number }>();
-  for (const { copy, beginMs, endMs } of runs) {
+  for (const { id, copy, beginMs, endMs } of runs) {
     const span = served.get(copy);
-    if (span === undefined) served.set(copy, { fromMs: beginMs, begunMs: beginMs, toMs: endMs });
+    const begunMs = sentMs.get(id) ?? beginMs;
+    if (span === undefined) served.set(copy, { fromMs: beginMs, begunMs, toMs: endMs });
     else {
-      span.begunMs = beginMs;
+      span.begunMs = Math.max(span.begunMs, begunMs);
       span.toMs = Math.max(span.toMs, endMs);
     }
   }
