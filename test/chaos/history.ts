@@ -128,7 +128,7 @@ export function check(history: History): Verdict {
   const overlapMs: Record<Takeover, number> = { fast: 0, confirmed: 0, exclusive: 0 };
   const twoCopiesMs: Record<Takeover, number> = { fast: 0, confirmed: 0, exclusive: 0 };
   const executed = new Map<string, Execution[]>();
-  const sentMs = new Map(history.exchanges.map((exchange) => [exchange.id, exchange.sentMs]));
+  const sentAt = new Map(history.exchanges.map((exchange) => [exchange.id, exchange.sentMs]));
   let executions = 0;
   for (const [container, takeover] of history.policies) {
     const { copies, runs } = read(history.lines.get(container) ?? []);
@@ -136,7 +136,7 @@ export function check(history: History): Verdict {
     for (const run of runs) executed.set(run.id, [...(executed.get(run.id) ?? []), run]);
     const unguarded = (copy: Copy, atMs: number): boolean =>
       (history.agentsAway.get(copy.host) ?? []).some((span) => span.fromMs <= atMs && span.toMs >= atMs);
-    for (const { older, newer, atMs, ms, begunMs } of servingOverlaps(runs, sentMs, takeover === "exclusive")) {
+    for (const { older, newer, atMs, ms, begunMs } of servingOverlaps(runs, sentAt, takeover === "exclusive")) {
       overlapMs[takeover] = Math.max(overlapMs[takeover], ms);
       const text = `${older.key} answered until ${ms} ms after ${newer.key} had begun to`;
       if (takeover === "exclusive") {
@@ -212,13 +212,13 @@ function read(lines: readonly JournalLine[]): { copies: Copy[]; runs: Execution[
 /** Pairs of copies of which the older one, by epoch, or by who began first, answered after the newer one had begun to. */
 function servingOverlaps(
   runs: readonly Execution[],
-  sentMs: ReadonlyMap<string, number>,
+  sentAt: ReadonlyMap<string, number>,
   strict: boolean,
 ): { older: Copy; newer: Copy; atMs: number; ms: number /** When its newest request was sent. */; begunMs: number }[] {
   const served = new Map<Copy, { fromMs: number; begunMs: number; toMs: number }>();
   for (const { id, copy, beginMs, endMs } of runs) {
     const span = served.get(copy);
-    const begunMs = sentMs.get(id) ?? beginMs;
+    const begunMs = sentAt.get(id) ?? beginMs;
     if (span === undefined) served.set(copy, { fromMs: beginMs, begunMs, toMs: endMs });
     else {
       span.begunMs = Math.max(span.begunMs, begunMs);
