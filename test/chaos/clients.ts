@@ -1,6 +1,6 @@
 // The load of a run: clients that send through all proxies and note what they sent, when, and what came back.
 import { appendFileSync } from "node:fs";
-import { send } from "../lab/cluster.js";
+import { eventually, send } from "../lab/cluster.js";
 import type { Exchange } from "./history.js";
 import { seeded } from "./random.js";
 
@@ -33,6 +33,13 @@ export class Clients {
   constructor(options: ClientsOptions) {
     this.#options = options;
     this.#loops = Array.from({ length: options.count }, (_, index) => this.#run(index));
+  }
+
+  /** Resolves when `count` more requests have come back. @throws after `giveUpMs` */
+  async more(count: number): Promise<void> {
+    const wanted = this.exchanges.length + count;
+    const what = `${count} more requests have come back`;
+    await eventually(what, () => this.exchanges.length >= wanted, this.#options.giveUpMs);
   }
 
   /** Sends no more and waits for what is under way. */

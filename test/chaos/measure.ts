@@ -1,8 +1,7 @@
 // What one fault at a time costs a client, for the table of docs/reference/faults.md: `node dist/test/chaos/measure.js`.
 // Three containers, one of each takeover policy, on one host of three; requests every few milliseconds through two proxies.
 import { join } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
-import { cannotRestore, openTestCluster, type TestCluster } from "../lab/cluster.js";
+import { cannotRestore, eventually, openTestCluster, type TestCluster } from "../lab/cluster.js";
 import { Clients } from "./clients.js";
 import type { Fault } from "./faults.js";
 import type { Exchange, Takeover } from "./history.js";
@@ -10,6 +9,7 @@ import { Injector } from "./injector.js";
 
 const ttlSeconds = 5;
 const policies: readonly Takeover[] = ["fast", "confirmed", "exclusive"];
+const settleLimitMs = 30_000;
 const at = { atMs: 0 };
 const faults: readonly Fault[] = [
   { ...at, kind: "cut", host: "a", direction: "both", forMs: 1000 },
@@ -65,10 +65,10 @@ async function row(the: TestCluster, fault: Fault): Promise<string> {
     giveUpMs: 60_000,
     journal: join(the.directory, "clients.jsonl"),
   });
-  await sleep(500);
+  await clients.more(20);
   const injector = new Injector(the.cluster, () => {});
   await injector.run([fault], new AbortController().signal);
-  await sleep(1000);
+  await clients.more(40);
   await clients.stop();
   const direction = fault.kind === "cut" && fault.direction !== "both" ? ` ${fault.direction}` : "";
   const name = `${fault.kind}${direction}${fault.forMs > 0 ? `, ${fault.forMs / 1000} s` : ""}`;
@@ -89,17 +89,15 @@ function cellsOf(exchanges: readonly Exchange[]): [string, string] {
   return [`${longest} ms`, `${failed("GET")} / ${failed("POST")}`];
 }
 
+/** Each container answers from there, and both proxies know. */
 async function allOn(the: TestCluster, host: string): Promise<void> {
+  const { cluster } = the;
+  const there = async (container: string): Promise<boolean> => {
+    if ((await the.send(`${container}.localhost`)).status !== 200) return false;
+    if ((await cluster.owner(container)) !== host) await cluster.relocate(container, host);
+    const seen = await Promise.all([0, 1].map((proxy) => cluster.placementSeen(container, proxy)));
+    return seen.every((placement) => placement?.host === cluster.hostId(host));
+  };
   for (const container of policies)
-    for (let attempt = 1; ; attempt++)
-      try {
-        const reply = await the.send(`${container}.localhost`);
-        if (reply.status !== 200) throw new Error(reply.text);
-        if ((await the.cluster.owner(container)) !== host) await the.cluster.relocate(container, host);
-        break;
-      } catch (error) {
-        if (attempt === 20) throw error;
-        await sleep(500);
-      }
-  await sleep(1000);
+    await eventually(`${container} is on host ${host}`, () => there(container).catch(() => false), settleLimitMs);
 }

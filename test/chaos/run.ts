@@ -3,6 +3,7 @@ import { cp, mkdir, mkdtemp, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { reasonOf } from "../../actors/hakobu-error.js";
 import { programLog } from "../../runtime/log.js";
 import { EtcdPlacementStore } from "../../runtime/placement/etcd.js";
 import { systemClock } from "../../runtime/system-clock.js";
@@ -48,6 +49,8 @@ const beatMs = 250;
 const overlapMs = ttlSeconds * 1000 + 10_000 + 3000;
 const settleLimitMs = 30_000;
 const leftoverLimitMs = 10_000;
+/** Requests that are still sent when the last fault is over. */
+const afterwards = 50;
 
 export async function runChaos({ name, seed, durationMs, progress, signal }: RunOptions): Promise<RunResult> {
   const machine = snapshotMachine();
@@ -115,7 +118,7 @@ export async function runChaos({ name, seed, durationMs, progress, signal }: Run
     }, 10_000);
     try {
       await injector.run(faults, stopped);
-      await sleep(1000);
+      await clients.more(afterwards).catch((error: unknown) => say(reasonOf(error)));
     } finally {
       clearInterval(timer);
       await clients.stop();

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { existsSync } from "node:fs";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { EtcdConnection, etcdSettings } from "../../runtime/placement/etcd-client.js";
@@ -74,6 +74,41 @@ describe("an etcd without space", function () {
       });
       assert.equal(body(reply).host, cluster.hostId("b"));
     }
+  });
+});
+
+describe("an etcd that is away for less than a lease", function () {
+  this.timeout(60_000);
+  let lab: TestCluster;
+
+  before(async function () {
+    const why = await cannotRestore();
+    if (why !== undefined) {
+      console.log(`      skipped: ${why}`);
+      this.skip();
+    }
+    lab = await openTestCluster("away", ["a", "b"], { ttlSeconds: 20, callTimeoutMs: 300 });
+  });
+  after(async () => {
+    await lab?.close();
+  });
+
+  it("does not keep a container from everybody that was stopped for a planned move and could not be given up", async () => {
+    const { cluster } = lab;
+    await cluster.apply([lab.journal("planned", { takeover: "exclusive" })]);
+    assert.equal((await lab.send("planned.localhost")).status, 200);
+    const from = (await cluster.owner("planned")) as string;
+    await cluster.etcdServer.kill();
+    try {
+      await assert.rejects(cluster.relocate("planned", from === "a" ? "b" : "a"), /store does not answer/);
+      const log = join(cluster.logs, `host-${from}.log`);
+      await eventually("it could not be given up", async () =>
+        (await readFile(log, "utf8")).includes("not given up yet"),
+      );
+    } finally {
+      await cluster.etcdServer.restart();
+    }
+    await eventually("it is served", async () => (await lab.send("planned.localhost")).status === 200, 5000);
   });
 });
 

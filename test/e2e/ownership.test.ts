@@ -86,10 +86,11 @@ describe("ownership", function () {
     assert.equal(body(reply).host, the.lab.cluster.hostId("b"));
   };
   /** What a proxy with that knowledge would send straight to the agent. */
-  const direct = (host: string, name: string, epoch: number): Promise<Reply> =>
+  const direct = (host: string, name: string, epoch: number, sent?: () => void): Promise<Reply> =>
     send(the.lab.cluster.agent(host), name, {
       headers: { "hakobu-container": name, "hakobu-epoch": String(epoch) },
       id: `direct-${++count}`,
+      ...(sent === undefined ? {} : { sent }),
     });
   /** Times at which copies of it were alive, by host, from its journal: on other hosts than a, those since `sinceMs`. */
   const alive = async (name: string, sinceMs = 0) => {
@@ -167,8 +168,9 @@ describe("ownership", function () {
     onB(fastReply);
     onB(exclusiveReply);
     // They wait in its socket: the first things that it reads on waking.
-    const stale = [fast, exclusive].map(({ name, epoch }) => direct("a", name, epoch));
-    await sleep(100);
+    let waiting = 0;
+    const stale = [fast, exclusive].map(({ name, epoch }) => direct("a", name, epoch, () => waiting++));
+    await eventually("both are in its socket", () => waiting === 2);
     the.lab.cluster.resumeAgent("a");
     for (const reply of await Promise.all(stale))
       assert.ok([421, 503].includes(reply.status), `${reply.status}: ${reply.text}`);
@@ -187,7 +189,7 @@ describe("ownership", function () {
     const { hostname, name, epoch } = await ready({ takeover: "exclusive" });
     the.lab.cluster.pauseAgent("a");
     const waiting = the.lab.send(hostname);
-    await sleep(600);
+    await sleep(ttlMs / 5); // The fault's length.
     the.lab.cluster.resumeAgent("a");
     const reply = await waiting;
     assert.deepEqual([reply.status, body(reply).epoch], [200, epoch], reply.text);
@@ -200,7 +202,7 @@ describe("ownership", function () {
     await the.lab.cluster.network.blind("a", the.lab.cluster.agent("a").port);
     const waiting = the.lab.send(confirmed.hostname);
     onB(await the.lab.send(fast.hostname));
-    await sleep(500);
+    await sleep(500); // The fault's length: the confirmed one is tried and refused again and again.
     await the.lab.cluster.heal("a");
     const reply = await waiting;
     assert.deepEqual([reply.status, body(reply).epoch], [200, confirmed.epoch], reply.text);
@@ -255,9 +257,10 @@ describe("ownership", function () {
     const moves = (await the.lab.cluster.movesOf(1)).length;
     the.lab.cluster.pauseProxy(1);
     // It waits in the proxy's socket from before the move.
-    const waiting = the.lab.send(hostname, {}, 1);
+    let sent = false;
+    const waiting = the.lab.send(hostname, { sent: () => (sent = true) }, 1);
     try {
-      await sleep(100);
+      await eventually("it is in the socket", () => sent);
       await the.lab.cluster.relocate(name, "b");
     } finally {
       the.lab.cluster.resumeProxy(1);
@@ -365,6 +368,13 @@ describe("a cluster of small hosts", function () {
     for (const host of the.lab?.cluster.hosts ?? []) await the.lab.cluster.heal(host);
   });
 
+  async function suspected(host: string): Promise<boolean> {
+    const { address, port } = the.lab.cluster.admin;
+    const answer = await request(`http://${address}:${port}/hosts`);
+    const hosts = (await answer.body.json()) as { id: string; reachability: string }[];
+    return hosts.some(({ id, reachability }) => id === the.lab.cluster.hostId(host) && reachability !== "trusted");
+  }
+
   it("keeps a container where it is when it has been moved on suspicion too often in a minute", async () => {
     const { lab } = the;
     await lab.cluster.apply([lab.journal("flap")]);
@@ -373,7 +383,7 @@ describe("a cluster of small hosts", function () {
       const owner = (await lab.cluster.owner("flap")) as string;
       await lab.cluster.network.blind(owner, lab.cluster.agent(owner).port);
       const waiting = lab.send("flap.localhost");
-      if (move === 3) await sleep(500);
+      if (move === 3) await eventually("the proxy has found it dead", () => suspected(owner));
       else await waiting;
       await lab.cluster.heal(owner);
       const reply = await waiting;

@@ -53,6 +53,8 @@ export interface SendOptions {
   readonly id?: string;
   readonly headers?: Readonly<Record<string, string>>;
   readonly timeoutMs?: number;
+  /** Called when the whole request has been given to the kernel: it then waits in the receiver's socket, whether that runs or not. */
+  readonly sent?: () => void;
 }
 
 export interface LabOptions
@@ -132,7 +134,7 @@ export async function openTestCluster(
 export function send(
   to: { readonly address: string; readonly port: number },
   hostname: string,
-  { method = "GET", path = "/", body, id, headers = {}, timeoutMs = 30_000 }: SendOptions = {},
+  { method = "GET", path = "/", body, id, headers = {}, timeoutMs = 30_000, sent }: SendOptions = {},
 ): Promise<Reply> {
   const begunMs = performance.now();
   return new Promise((resolve) => {
@@ -170,7 +172,7 @@ export function send(
       },
     );
     call.on("error", failed);
-    call.end(body);
+    call.end(body, sent);
   });
 }
 
