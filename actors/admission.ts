@@ -27,6 +27,11 @@ export class Admission {
     }
   }
 
+  /** Runs `work` at once if there is a place and nobody waits for one; undefined: there is none. */
+  runNow<T>(work: () => Promise<T>): Promise<T> | undefined {
+    return this.#running < this.#limit ? this.run(new AbortController().signal, work) : undefined;
+  }
+
   /** Whoever ends hands its place over, so `#running` stays as it is. */
   #turn(signal: AbortSignal): Promise<void> {
     return new Promise((resolve, reject) => {

@@ -5,29 +5,26 @@
 //   A2  Requests are counted in and out; nothing is stopped or imaged on purpose while one is being answered.
 //   A3  An image that was restored is trusted from the first answer that the restored copy gave; a copy that dies before
 //       that takes its image with it (set aside).
-//   A4  No request reaches a restored copy before its afterRestore hook has succeeded; a copy whose hook failed is stopped, for
-//       it may hold another copy's secrets.
-//   A5  A suspended image is of a container that does not run: it leaves the store before a copy of it begins, and one that a
-//       request has cancelled is never published, or removed at once.
+//
+// How it is restored: restoration.ts. How an image of it is taken: checkpoint.ts.
 import { type Actor, createActor, fromPromise } from "xstate";
 import { type ContainerEvent, containerMachine, type RestoreOutcome } from "../machines/container.js";
 import type { Admission } from "./admission.js";
-import { type ApplicationDeps, callHook, whenAnswering, whenListening } from "./application.js";
+import { whenAnswering, whenListening } from "./application.js";
+import { checkpoint } from "./checkpoint.js";
 import { HakobuError, reasonOf } from "./hakobu-error.js";
 import { deadline, delay } from "./ports/clock.js";
-import type { Instance, Launch, Phases } from "./ports/engine.js";
+import type { Instance, Launch } from "./ports/engine.js";
 import type { Activation } from "./ports/host-client.js";
-import type { FoundImage, Image, ImageStore, Tier } from "./ports/image-store.js";
-import type { Log } from "./ports/log.js";
+import type { Image, Tier } from "./ports/image-store.js";
 import type { SpecRecord } from "./ports/placement-store.js";
 import type { ContainerSpec } from "./ports/spec.js";
-import type { Span, TraceContext, Tracer } from "./ports/tracer.js";
+import { addPhases, type Span, type TraceContext, type Tracer } from "./ports/tracer.js";
 import type { ActorRegistry } from "./registry.js";
+import { forgetSuspended, type RestorationDeps, restore } from "./restoration.js";
 
-export interface ContainerDeps extends ApplicationDeps {
-  readonly images: ImageStore;
+export interface ContainerDeps extends RestorationDeps {
   readonly tracer: Tracer;
-  readonly log: Log;
   readonly registry: ActorRegistry;
   /** Shared by all containers of the host. */
   readonly admission: Admission;
@@ -97,7 +94,7 @@ export class ContainerActor {
     deps.registry.register(`container/${this.name}`, this.#actor.start());
     this.#armIdle();
     this.#followLimits();
-    if (adopted !== undefined) void this.#operate(this.#forgetSuspended());
+    if (adopted !== undefined) void this.#operate(forgetSuspended(deps, record, epoch));
   }
 
   get state(): string {
@@ -262,98 +259,32 @@ export class ContainerActor {
   }
 
   async #restore(signal: AbortSignal): Promise<RestoreOutcome> {
-    const { engine, images } = this.#deps;
     if (this.#unproven !== undefined) {
       const image = this.#unproven;
       this.#unproven = undefined;
-      await images.setAside(image, "the restored copy died before it answered a request");
+      await this.#deps.images.setAside(image, "the restored copy died before it answered a request");
     }
     const span = this.#span("restore");
+    this.#limits = this.#record.spec.limits;
     try {
-      const fingerprint = await engine.fingerprint(this.#record.spec);
-      const own = await images.takeSuspended(this.#record, fingerprint, this.epoch);
-      let outcome = await this.#restoreFrom(own, "suspended", span, signal);
-      if (outcome.kind !== "restored")
-        outcome = await this.#restoreFrom(await images.find(this.#record, fingerprint), "golden", span, signal);
+      const restoring = {
+        record: this.#record,
+        epoch: this.epoch,
+        span,
+        launched: (instance: Instance | undefined): void => {
+          this.#instance = instance;
+        },
+        runs: (instance: Instance, activation: Activation, golden: Image | undefined): void => {
+          this.#running(instance, span, activation);
+          this.#unproven = golden;
+        },
+      };
+      const outcome = await restore(this.#deps, restoring, signal);
       span.end(outcome.kind === "badImage" ? outcome.why : undefined);
       return outcome;
     } catch (error) {
       span.end(error);
       throw error;
-    }
-  }
-
-  async #restoreFrom(
-    { image, skipped }: FoundImage,
-    tier: Tier,
-    span: Span,
-    signal: AbortSignal,
-  ): Promise<RestoreOutcome> {
-    const { engine, images, log } = this.#deps;
-    for (const each of skipped) log.warn({ ...each, tier }, "image not used");
-    if (image === undefined) return { kind: "noImage", why: skipped[0]?.reason ?? "there is no image yet" };
-    span.set({ image: image.directory, bytes: image.bytes, "hakobu.tier": tier });
-    try {
-      signal.throwIfAborted();
-      const use = await images.use(image, signal);
-      if (use === undefined) return { kind: "noImage", why: "its image has been removed meanwhile" };
-      const launched = await engine.restore(this.#launch(), use.directory, signal).finally(() => use.release());
-      this.#instance = launched.instance;
-      const hook = await this.#afterRestore(launched.instance, tier, signal);
-      this.#running(launched.instance, span, {
-        how: "restored",
-        epoch: this.epoch,
-        image: image.directory,
-        bytes: image.bytes,
-        phases: [...use.phases, ...launched.phases, ...hook],
-      });
-      if (tier === "golden") this.#unproven = image;
-      else this.#removeImage(image);
-      return { kind: "restored" };
-    } catch (error) {
-      const bad = !signal.aborted && error instanceof HakobuError && error.code === "RESTORE_FAILED";
-      if (bad)
-        log.warn({ container: this.name, image: image.directory, tier, reason: error.message }, "restore failed");
-      // A suspended one has been taken out of the store: what came of it may have run.
-      if (bad || tier === "suspended") await images.setAside(image, reasonOf(error));
-      if (!bad) throw error;
-      return { kind: "badImage", why: error.message };
-    }
-  }
-
-  /** In the background: nobody waits for it, and nobody finds it. */
-  #removeImage(image: Image): void {
-    this.#deps.images
-      .remove(image)
-      .catch((error: unknown) =>
-        this.#deps.log.warn({ image: image.directory, reason: reasonOf(error) }, "a used image could not be removed"),
-      );
-  }
-
-  /** It runs, so what was kept of an earlier run counts no more. */
-  async #forgetSuspended(): Promise<void> {
-    const { engine, images, log } = this.#deps;
-    if (!engine.capabilities.checkpoint) return;
-    try {
-      const fingerprint = await engine.fingerprint(this.#record.spec);
-      const { image } = await images.takeSuspended(this.#record, fingerprint, this.epoch);
-      if (image !== undefined) await images.remove(image);
-    } catch (error) {
-      log.warn({ container: this.name, reason: reasonOf(error) }, "could not look for a suspended image");
-    }
-  }
-
-  /** @throws HakobuError RESTORE_FAILED when the application did not answer with success: then the copy is stopped (A4) */
-  async #afterRestore(instance: Instance, reason: Tier, signal: AbortSignal): Promise<Phases> {
-    try {
-      const { spec } = this.#record;
-      return await callHook(this.#deps, spec, instance, { name: "afterRestore", epoch: this.epoch, reason }, signal);
-    } catch (error) {
-      // Whoever aborted stops it.
-      if (signal.aborted) throw error;
-      await this.#deps.engine.stop(instance, 0);
-      this.#instance = undefined;
-      throw new HakobuError("RESTORE_FAILED", reasonOf(error), { cause: error });
     }
   }
 
@@ -405,62 +336,13 @@ export class ContainerActor {
   }
 
   async #takeImage(tier: Tier, signal: AbortSignal): Promise<void> {
-    const { engine, images, clock, log } = this.#deps;
     // One that was cancelled may still be cleaning up.
     await this.#underWay;
     const instance = this.#instance;
-    const { spec, hash } = this.#record;
     if (instance === undefined) return;
     const span = this.#span("checkpoint");
-    const begunMs = clock.now();
-    const limit = AbortSignal.any([
-      signal,
-      deadline(clock, spec.checkpoint.timeoutMs, `no checkpoint within ${spec.checkpoint.timeoutMs} ms`),
-    ]);
-    try {
-      const draft = await images.begin(this.name, this.epoch);
-      try {
-        const call = { name: "beforeCheckpoint", epoch: this.epoch, reason: tier } as const;
-        const hook = await callHook(this.#deps, spec, instance, call, limit);
-        const phases = [...hook, ...(await engine.checkpoint(instance, spec, draft.directory, limit))];
-        const taken = {
-          container: this.name,
-          epoch: this.epoch,
-          specHash: hash,
-          engine: engine.name,
-          at: spec.checkpoint.at,
-          tier,
-          fingerprint: await engine.fingerprint(spec),
-          taken: clock.timestamp(),
-        };
-        const image = await draft.publish(taken, limit);
-        // A request came in the moment of the rename: what it does is not in this image.
-        if (signal.aborted && tier === "suspended") {
-          await images.remove(image);
-          signal.throwIfAborted();
-        }
-        this.#kept = tier === "suspended";
-        addPhases(span, phases);
-        span.set({ image: image.directory, bytes: image.bytes, "hakobu.tier": tier });
-        log.info(
-          {
-            container: this.name,
-            tier,
-            image: image.directory,
-            bytes: image.bytes,
-            ms: Math.round(clock.now() - begunMs),
-          },
-          "checkpoint taken",
-        );
-        span.end();
-      } finally {
-        await draft.discard();
-      }
-    } catch (error) {
-      span.end(error);
-      if (!signal.aborted) log.warn({ container: this.name, reason: reasonOf(error) }, "no image taken");
-      throw error;
-    }
+    await checkpoint(this.#deps, { record: this.#record, epoch: this.epoch, instance, tier, span }, signal);
+    this.#kept = tier === "suspended";
   }
 
   #drain(signal: AbortSignal): Promise<void> {
@@ -540,13 +422,4 @@ export class ContainerActor {
 
 function sameLimits(a: ContainerSpec["limits"], b: ContainerSpec["limits"]): boolean {
   return a.cpus === b.cpus && a.memoryMiB === b.memoryMiB && a.pids === b.pids;
-}
-
-/** Phases that ran one after the other until now, as child spans. */
-function addPhases(span: Span, phases: Phases): void {
-  let begunMsAgo = phases.reduce((sum, { ms }) => sum + ms, 0);
-  for (const { name, ms } of phases) {
-    span.record(name, begunMsAgo, ms);
-    begunMsAgo -= ms;
-  }
 }

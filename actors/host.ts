@@ -9,8 +9,8 @@
 import { type Actor, createActor, fromPromise } from "xstate";
 import { hostMachine } from "../machines/host.js";
 import { Admission } from "./admission.js";
+import { adopt, isExclusive } from "./adoption.js";
 import type { ClusterView, Noticed } from "./cluster-view.js";
-import { candidates } from "./candidates.js";
 import { ContainerActor, type ContainerDeps } from "./container.js";
 import { follow } from "./follow.js";
 import { HakobuError, reasonOf } from "./hakobu-error.js";
@@ -22,10 +22,12 @@ import type { HostRecord, Membership, Placement, PlacementStore, SpecRecord } fr
 import type { Prober } from "./ports/prober.js";
 import type { ContainerSpec } from "./ports/spec.js";
 import type { TraceContext } from "./ports/tracer.js";
+import { moveLimitMs, PlannedMoves } from "./planned-moves.js";
 import { Releases } from "./releases.js";
+import { Standbys } from "./standbys.js";
 import { Vacancies } from "./vacancies.js";
 
-export interface HostDeps extends Omit<ContainerDeps, "engine" | "admission"> {
+export interface HostDeps extends Omit<ContainerDeps, "engine" | "admission" | "standbys"> {
   /** Containers that may come up at the same time; more only make each other late. */
   readonly startsAtOnce: number;
   readonly engines: ReadonlyMap<string, Engine>;
@@ -46,12 +48,6 @@ const sleepMs = 2000;
 const discardGraceMs = 1000;
 const joinPauseMs = 250;
 const joinPauseLimitMs = 5000;
-/** A planned move, with the drain of what is being answered and the start on the other host. */
-const moveLimitMs = 60_000;
-/** Containers that move away at once when the host drains. */
-const drainWidth = 4;
-/** Containers that are looked at, and stopped where they are lost, at once when the host joins. */
-const adoptWidth = 16;
 /** How long a claim may wait for a specification that its proxy knows and this host does not yet. */
 const specWaitMs = 1000;
 
@@ -62,7 +58,6 @@ export class HostActor {
   readonly #following = new AbortController();
   readonly #admission: Admission;
   readonly #claiming = new Map<string, Promise<ClaimReply>>();
-  readonly #handingOver = new Set<string>();
   #record: HostRecord;
   #membership: Membership | undefined;
   #checkTimer: unknown;
@@ -70,12 +65,13 @@ export class HostActor {
   #tickMs: number;
   /** It did not run for a while, and has not looked since who owns what. */
   #slept = false;
-  #draining: Promise<void> | undefined;
   #looking: Promise<void> | undefined;
   #stopNoticing: () => void;
   readonly #viewReady: Promise<void>;
   readonly #vacancies: Vacancies;
   readonly #releases: Releases;
+  readonly #moves: PlannedMoves;
+  readonly #standbys: Standbys;
 
   constructor(deps: HostDeps, record: HostRecord) {
     this.#deps = deps;
@@ -105,6 +101,13 @@ export class HostActor {
       log: deps.log,
       membership: () => this.#membership,
       wanted: (container) => this.#containers.has(container) || this.#claiming.has(container),
+    });
+    this.#standbys = new Standbys({ ...deps, admission: this.#admission });
+    this.#moves = new PlannedMoves({
+      ...deps,
+      hostId: record.id,
+      containers: this.#containers,
+      releases: this.#releases,
     });
   }
 
@@ -141,6 +144,37 @@ export class HostActor {
     this.#checkTimer ??= this.#armCheck();
     this.#actor.send({ type: "JOIN" });
     return this.#reaches("running", signal);
+  }
+
+  /** A planned move of this container away from here is under way. */
+  handingOver(name: string): boolean {
+    return this.#moves.underWay(name);
+  }
+
+  /** Containers are on their way out. */
+  get moving(): boolean {
+    return this.#moves.moving;
+  }
+
+  /** Moves one container away on purpose. @throws as PlannedMoves.relocate */
+  relocate(name: string, to: string | undefined, reason: string): Promise<Placement> {
+    return this.#moves.relocate(name, to, reason);
+  }
+
+  /** Announces the drain and begins it; `moving` tells when it is over. */
+  async startDrain(): Promise<void> {
+    await this.#announce(true);
+    void this.#moves.drain();
+  }
+
+  /** Takes no more containers and moves away those that it has. */
+  async drain(): Promise<void> {
+    if (!this.#record.draining) await this.#announce(true);
+    await this.#moves.drain();
+  }
+
+  async undrain(): Promise<void> {
+    await this.#announce(false);
   }
 
   /** Moves every container away where `drain` says so, stops what is left, revokes the lease. Idempotent. */
@@ -190,6 +224,7 @@ export class HostActor {
     if (refusal !== undefined) return refusal;
     const record = view.spec(claim.container) as SpecRecord;
     await this.#releases.settled(claim.container);
+    if (!this.#containers.has(claim.container)) this.#standbys.begin(record);
     const outcome = await (this.#membership as Membership).claim(claim);
     switch (outcome.kind) {
       case "won": {
@@ -201,9 +236,11 @@ export class HostActor {
       case "lost":
         if (outcome.placement?.host === this.#record.id && this.#containers.has(claim.container))
           return { kind: "won", placement: outcome.placement };
+        this.#standbys.discard(claim.container, "another host was first");
         if (outcome.placement !== undefined) view.learn(outcome.placement);
         return { kind: "moved", ...(outcome.placement ? { placement: outcome.placement } : {}) };
       case "unavailable":
+        this.#standbys.discard(claim.container, "the placement store does not answer");
         return {
           kind: "refused",
           reason: `the placement store does not answer: ${outcome.reason}`,
@@ -212,49 +249,20 @@ export class HostActor {
     }
   }
 
+  /**
+   * A proxy suspects the owner and would ask this host next: restores the container without letting it run. @returns whether it does;
+   * what is not claimed soon is discarded
+   */
+  prepare(name: string): boolean {
+    const record = this.#deps.view.spec(name);
+    if (record === undefined || record.spec.takeover === "exclusive" || this.#containers.has(name)) return false;
+    if (this.state !== "running" || !this.proven || this.#record.draining) return false;
+    return this.#containers.size < this.#record.capacity && this.#standbys.begin(record);
+  }
+
   /** A request carried an epoch newer than this host's: it has been superseded and did not know. */
   supersede(container: ContainerActor, epoch: number): void {
     container.loseOwnership(`a request named epoch ${epoch}, newer than ${container.epoch}`);
-  }
-
-  /** A planned move of this container away from here is under way. */
-  handingOver(name: string): boolean {
-    return this.#handingOver.has(name);
-  }
-
-  /**
-   * Moves a container away on purpose, to the host that is named or the best one. No request fails: with `takeover: fast` the
-   * other host brings it up while this one finishes what it is answering; else this one stops it first.
-   * @throws HakobuError NOT_OWNER, UNAVAILABLE with every host's reason
-   */
-  async relocate(name: string, to: string | undefined, reason: string): Promise<Placement> {
-    const { view, tracer, clock } = this.#deps;
-    const container = this.#containers.get(name);
-    if (container === undefined)
-      throw new HakobuError("NOT_OWNER", `${name} is not on host ${this.#record.id}; see: hakobu get`);
-    if (this.#handingOver.has(name)) throw new HakobuError("UNAVAILABLE", `${name} is already being moved`);
-    const targets = this.#targets(container.record, to);
-    const span = tracer.span("relocation", {
-      attributes: { "hakobu.container": name, "hakobu.from": this.#record.id, "hakobu.reason": reason },
-    });
-    const limit = deadline(clock, moveLimitMs, `the move of ${name} took longer than ${moveLimitMs} ms`);
-    this.#handingOver.add(name);
-    try {
-      if (container.record.spec.takeover !== "fast" || container.movesWithMemory) {
-        await container.moveOut(reason, limit);
-      }
-      const placement = await this.#handOver(container, targets, reason, span.context, limit);
-      view.learn(placement);
-      span.set({ "hakobu.to": placement.host, "hakobu.epoch": placement.epoch });
-      span.end();
-      return placement;
-    } catch (error) {
-      span.end(error);
-      if (container.left) void this.#releases.giveUp(name, container.epoch);
-      throw error;
-    } finally {
-      this.#handingOver.delete(name);
-    }
   }
 
   /**
@@ -279,91 +287,9 @@ export class HostActor {
     }
   }
 
-  /** Containers are on their way out. */
-  get moving(): boolean {
-    return this.#draining !== undefined || this.#handingOver.size > 0;
-  }
-
-  /** Announces the drain and begins it; `moving` tells when it is over. */
-  async startDrain(): Promise<void> {
-    await this.#announce(true);
-    void this.drain();
-  }
-
-  /** Takes no more containers and moves away those that it has. Those that nobody takes stay. Bounded by each move's limit. */
-  drain(): Promise<void> {
-    return (this.#draining ??= this.#drain().finally(() => (this.#draining = undefined)));
-  }
-
-  async #drain(): Promise<void> {
-    if (!this.#record.draining) await this.#announce(true);
-    const names = [...this.#containers.keys()];
-    const next = async (): Promise<void> => {
-      for (let name = names.pop(); name !== undefined; name = names.pop())
-        try {
-          await this.relocate(name, undefined, `host ${this.#record.id} drains`);
-          await this.#containers.get(name)?.whenLeft();
-        } catch (error) {
-          this.#deps.log.warn({ container: name, reason: reasonOf(error) }, "stays: nobody takes it");
-        }
-    };
-    await Promise.all(Array.from({ length: drainWidth }, next));
-  }
-
-  async undrain(): Promise<void> {
-    await this.#announce(false);
-  }
-
   async #announce(draining: boolean): Promise<void> {
     this.#record = { ...this.#record, draining };
     await this.#membership?.update(this.#record);
-  }
-
-  #targets(record: SpecRecord, to: string | undefined): readonly HostRecord[] {
-    const { view } = this.#deps;
-    const { id } = this.#record;
-    if (to === id) throw new HakobuError("CONFIG_INVALID", `${record.spec.name} is on host ${id} already`);
-    if (to === undefined) {
-      const all = candidates(view, record, new Set([id]), () => false);
-      if (all.length === 0) throw new HakobuError("UNAVAILABLE", `no other host can take ${record.spec.name}`);
-      return all;
-    }
-    const host = view.host(to);
-    if (host === undefined) throw new HakobuError("CONFIG_INVALID", `no host ${to} has joined; see: hakobu get hosts`);
-    return [host];
-  }
-
-  async #handOver(
-    container: ContainerActor,
-    targets: readonly HostRecord[],
-    reason: string,
-    trace: TraceContext,
-    signal: AbortSignal,
-  ): Promise<Placement> {
-    const { hosts, view } = this.#deps;
-    const refusals: string[] = [];
-    for (const target of targets) {
-      const claim = {
-        container: container.name,
-        expected: container.epoch,
-        from: this.#record.id,
-        reason,
-        handover: true,
-      };
-      const reply = await hosts.claim(target, claim, trace, signal);
-      if (reply.kind !== "won") {
-        refusals.push(`${target.id}: ${"reason" in reply ? reply.reason : "another host was first"}`);
-        continue;
-      }
-      view.learn(reply.placement);
-      const active = await hosts.activate(target, reply.placement, trace, signal);
-      if (active.kind === "active") return reply.placement;
-      throw new HakobuError(
-        "UNAVAILABLE",
-        `${target.id} owns ${container.name} now, but: ${"reason" in active ? active.reason : active.kind}`,
-      );
-    }
-    throw new HakobuError("UNAVAILABLE", `nobody takes ${container.name}: ${refusals.join("; ")}`);
   }
 
   async #look(): Promise<void> {
@@ -443,7 +369,7 @@ export class HostActor {
     }
     const engine = engines.get(record.spec.engine) as Engine;
     const container = new ContainerActor(
-      { ...this.#deps, engine, registry, admission: this.#admission },
+      { ...this.#deps, engine, registry, admission: this.#admission, standbys: this.#standbys },
       record,
       placement.epoch,
       adopted,
@@ -464,7 +390,7 @@ export class HostActor {
   async #forget(container: ContainerActor): Promise<void> {
     if (this.#containers.get(container.name) !== container) return;
     this.#containers.delete(container.name);
-    if (this.#handingOver.has(container.name)) return;
+    if (this.#moves.underWay(container.name)) return;
     await this.#releases.giveUp(container.name, container.epoch);
   }
 
@@ -498,12 +424,23 @@ export class HostActor {
       try {
         await Promise.all([this.#viewReady, ...[...engines.values()].map((engine) => engine.prepare?.())]);
         this.#membership?.abandon();
+        // Engines remove what no agent knows of: no standby may be in the making.
+        await this.#standbys.clear("the host joins");
         const membership = await store.join(this.#record);
         this.#membership = membership;
         void membership.lost.then((reason) => {
           if (this.#membership === membership) this.#actor.send({ type: "LEASE_LOST", reason });
         });
-        await this.#adopt(membership);
+        await adopt(
+          {
+            ...this.#deps,
+            hostId: this.#record.id,
+            containers: this.#containers,
+            acquire: (...args) => this.#acquire(...args),
+            discard: (instance) => this.#discard(instance),
+          },
+          membership,
+        );
         log.info({ host: this.#record.id, address: `${this.#record.address}:${this.#record.port}` }, "host joined");
         return;
       } catch (error) {
@@ -515,59 +452,6 @@ export class HostActor {
     }
   }
 
-  /** O4, and after a fence: keeps what is still ours, renews its claim under the new lease, stops the rest. */
-  async #adopt(membership: Membership): Promise<void> {
-    const { view, engines, log } = this.#deps;
-    const found = new Map<string, Instance>();
-    for (const engine of engines.values())
-      for (const instance of await engine.find()) found.set(instance.container, instance);
-    const names = new Set([...found.keys(), ...this.#containers.keys()]);
-    for (const placement of view.placements()) if (placement.host === this.#record.id) names.add(placement.container);
-    const exclusiveFirst = [...names].sort((a, b) => Number(isExclusive(view, b)) - Number(isExclusive(view, a)));
-    let failure: HakobuError | undefined;
-    const next = async (): Promise<void> => {
-      for (
-        let name = exclusiveFirst.shift();
-        name !== undefined && failure === undefined;
-        name = exclusiveFirst.shift()
-      )
-        await look(name);
-    };
-    const keep = (container: string, expected: number) => {
-      const reason = "kept by its host, which joined again";
-      return membership.claim({ container, expected, from: this.#record.id, reason });
-    };
-    const look = async (name: string): Promise<void> => {
-      const record = view.spec(name);
-      const placement = view.placement(name);
-      const actor = this.#containers.get(name);
-      const instance = actor === undefined ? found.get(name) : undefined;
-      // Without a placement others may have had it since. What they wrote is elsewhere, and an exclusive one must not go back.
-      const unowned = placement === undefined && !(instance !== undefined && isExclusive(view, name));
-      const ours = record !== undefined && (unowned || placement?.host === this.#record.id);
-      let outcome = ours ? await keep(name, placement?.epoch ?? 0) : undefined;
-      // The old lease has ended before the stream said so.
-      const ended = outcome?.kind === "lost" && outcome.placement === undefined;
-      if (ended && !(instance !== undefined && isExclusive(view, name))) outcome = await keep(name, 0);
-      if (outcome?.kind === "unavailable") {
-        failure ??= new HakobuError("STORE_UNAVAILABLE", outcome.reason, { retryable: true });
-        return;
-      }
-      if (record !== undefined && outcome?.kind === "won") {
-        const sameSpec = instance?.specHash === record.hash;
-        if (instance !== undefined && !sameSpec) await this.#discard(instance);
-        await this.#acquire(record, outcome.placement, sameSpec ? instance : undefined);
-        return;
-      }
-      if (outcome?.kind === "lost" && outcome.placement !== undefined) view.learn(outcome.placement);
-      log.info({ container: name, owner: view.placement(name)?.host }, "not this host's any more: stopped here");
-      if (instance !== undefined) await this.#discard(instance);
-      actor?.loseOwnership("another host took it while this one was away");
-    };
-    await Promise.all(Array.from({ length: adoptWidth }, next));
-    if (failure !== undefined) throw failure;
-  }
-
   async #discard(instance: Instance): Promise<void> {
     const engine = this.#deps.engines.get(instance.engine);
     const graceMs = isExclusive(this.#deps.view, instance.container) ? 0 : discardGraceMs;
@@ -577,6 +461,7 @@ export class HostActor {
   }
 
   #fence(): void {
+    void this.#standbys.clear("the host's lease can no longer be proven");
     for (const container of this.#containers.values())
       if (container.record.spec.takeover === "exclusive")
         container.send({ type: "FENCE", reason: "the host's lease can no longer be proven" });
@@ -584,6 +469,7 @@ export class HostActor {
 
   async #leave(): Promise<void> {
     const containers = [...this.#containers.values()];
+    await this.#standbys.clear("the host shuts down");
     const limit = deadline(this.#deps.clock, moveLimitMs, "the host shuts down");
     await Promise.all(containers.map((container) => container.moveOut("its host shuts down", limit)));
     await this.#membership?.leave();
@@ -628,8 +514,4 @@ export class HostActor {
       look(value, context.reason);
     });
   }
-}
-
-function isExclusive(view: ClusterView, container: string): boolean {
-  return view.spec(container)?.spec.takeover === "exclusive";
 }

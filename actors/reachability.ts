@@ -18,6 +18,8 @@ import { RoundTrips } from "./round-trips.js";
 export interface Waiting {
   readonly probeTimeoutMs: number;
   readonly probeKind?: ProbeKind | undefined;
+  /** A probe is not answered in the time that is usual for this host: it may be dead. At most once for each probe. */
+  hostLate?(): void;
   /** The host does not answer probes: `suspected` after one miss, `unreachable` when proven. */
   hostSilent(state: "suspected" | "unreachable", reason: string): void;
 }
@@ -167,7 +169,13 @@ export class ReachabilityActor {
     const { clock, prober } = this.#deps;
     const begunMs = clock.now();
     const limitMs = this.#trips[kind].timeoutMs(this.#probeFloorMs, timeoutMs);
+    const late = clock.setTimeout(
+      // After a stall of this process the answer may be in the socket: it is read first.
+      () => clock.setTimeout(() => this.#probes.get(key) === probe && this.#late(), 0),
+      Math.min(limitMs, this.#trips[kind].lateMs(timeoutMs)),
+    );
     const probe = prober.probe(this.#target, limitMs, kind).then((result) => {
+      clock.clearTimeout(late);
       if (result.kind === "alive") this.#trips[kind].note(result.rttMs);
       this.#probes.delete(key);
       this.lastProbeMs = clock.now() - begunMs;
@@ -176,6 +184,10 @@ export class ReachabilityActor {
     });
     this.#probes.set(key, probe);
     return probe;
+  }
+
+  #late(): void {
+    for (const waiting of this.#waiting) waiting.hostLate?.();
   }
 
   #take(result: ProbeResult, kind: ProbeKind): void {

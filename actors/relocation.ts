@@ -52,7 +52,7 @@ export interface MoveReport {
   readonly probeMs: number;
   readonly claimMs: number;
   readonly activateMs: number;
-  /** What the activation consisted of, on the host. */
+  /** What the activation consisted of, on the host. `ahead: ...`: done while the proxy still probed, or the host claimed. */
   readonly phases: Readonly<Record<string, number>>;
   firstResponseMs: number | undefined;
 }
@@ -76,6 +76,8 @@ export interface Trigger {
 
 const attemptLimit = 4;
 const reportLimit = 100;
+const prepareEveryMs = 5000;
+const prepareLimitMs = 1000;
 /** How often a move that waits for the end of a lease looks whether the owner is heard again. */
 const leaseLookMs = 50;
 /** How long the stream may lag behind what a host says. */
@@ -86,6 +88,8 @@ export class Relocations {
   /** `clock.now()` of each container's moves in the last minute. */
   readonly #recent = new Map<string, number[]>();
   readonly #underWay = new Map<string, Promise<Move>>();
+  /** `clock.now()` at which a host was last told to prepare for a container. */
+  readonly #prepared = new Map<string, number>();
   /** The last moves, newest last. */
   readonly reports: MoveReport[] = [];
 
@@ -96,6 +100,22 @@ export class Relocations {
   /** The move that is under way for a container, if one is. */
   underWay(container: string): Promise<Move> | undefined {
     return this.#underWay.get(container);
+  }
+
+  /**
+   * Its owner is late to answer: the host that would be asked next may prepare. At once; nothing is moved, and a container is
+   * prepared for at most once in `prepareEveryMs`, so that a host which stutters costs the others little.
+   */
+  anticipate(record: SpecRecord, owner: HostRecord): void {
+    const { view, clock, hosts } = this.#deps;
+    const { name, takeover } = record.spec;
+    if (takeover === "exclusive" || this.#underWay.has(name)) return;
+    const now = clock.now();
+    if (now - (this.#prepared.get(name) ?? Number.NEGATIVE_INFINITY) < prepareEveryMs) return;
+    const [next] = this.#candidates(record, new Set([owner.id]));
+    if (next === undefined || view.placement(name)?.host !== owner.id) return;
+    this.#prepared.set(name, now);
+    void hosts.prepare(next, name, deadline(clock, prepareLimitMs, "a hint takes no longer"));
   }
 
   /**
@@ -244,7 +264,9 @@ export class Relocations {
       probeMs: timing.probe,
       claimMs: timing.claim,
       activateMs: timing.activate,
-      phases: Object.fromEntries(activation?.phases.map(({ name: phase, ms }) => [phase, ms]) ?? []),
+      phases: Object.fromEntries(
+        activation?.phases.map(({ name: phase, ms, ahead }) => [ahead === true ? `ahead: ${phase}` : phase, ms]) ?? [],
+      ),
       firstResponseMs: undefined,
     });
   }
@@ -322,10 +344,7 @@ export class Relocations {
     const excluded = new Set(context.tried);
     // The old owner is not asked to take over from itself, unless it has come back with a new lease.
     if (owner !== undefined && context.reason.proven) excluded.add(owner.host);
-    const [best] = candidates(view, record, excluded, (id) => {
-      const host = view.host(id);
-      return host !== undefined && reachability(host).state !== "trusted";
-    });
+    const [best] = this.#candidates(record, excluded);
     if (best !== undefined) return { kind: "candidate", host: best.id, owner };
     const hosts = [...view.hosts()];
     const none =
@@ -333,6 +352,14 @@ export class Relocations {
         ? "no host has joined"
         : `no ${context.tried.length === 0 ? "" : "other "}host can take it (${hosts.length} joined, engine ${record.spec.engine})`;
     return { kind: "none", why: view.connected ? none : `${none}; the placement store: ${view.disconnectedReason}` };
+  }
+
+  #candidates(record: SpecRecord, excluded: ReadonlySet<string>): HostRecord[] {
+    const { view, reachability } = this.#deps;
+    return candidates(view, record, excluded, (id) => {
+      const host = view.host(id);
+      return host !== undefined && reachability(host).state !== "trusted";
+    });
   }
 
   async #claim(context: RelocationContext, span: Span, signal: AbortSignal, reason: string): Promise<ClaimOutcome> {

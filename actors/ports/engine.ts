@@ -23,11 +23,25 @@ export interface Launch {
 }
 
 /** Named parts of an operation with their milliseconds, in order: they become spans. */
-export type Phases = readonly { readonly name: string; readonly ms: number }[];
+export type Phases = readonly {
+  readonly name: string;
+  readonly ms: number;
+  /** Done while nobody waited for it yet. */
+  readonly ahead?: true;
+}[];
 
 export interface Launched {
   readonly instance: Instance;
   readonly phases: Phases;
+}
+
+/** A restored copy of which nothing has run yet: its processes are stopped where the image was taken. */
+export interface Standby {
+  readonly phases: Phases;
+  /** Lets it run, as that epoch; once. @throws HakobuError RESTORE_FAILED: then nothing of it is left */
+  run(epoch: number): Promise<Launched>;
+  /** Nothing of it is left. Idempotent; not after `run`. @throws HakobuError STOP_FAILED */
+  discard(): Promise<void>;
 }
 
 export interface Engine {
@@ -42,6 +56,11 @@ export interface Engine {
   start(launch: Launch, signal: AbortSignal): Promise<Launched>;
   /** From the image in `directory`, which is only read. @throws HakobuError RESTORE_FAILED with CRIU's last lines */
   restore(launch: Launch, directory: string, signal: AbortSignal): Promise<Launched>;
+  /**
+   * As `restore`, ahead of the time at which it is known whether, and as which epoch, the container may run here. What `find` meets
+   * of one whose agent has died is removed. Absent: the engine cannot. @throws HakobuError RESTORE_FAILED
+   */
+  standby?(launch: Omit<Launch, "epoch">, directory: string, signal: AbortSignal): Promise<Standby>;
   /** Writes an image into the empty `directory`; the instance goes on running. @throws HakobuError CHECKPOINT_FAILED */
   checkpoint(instance: Instance, spec: ContainerSpec, directory: string, signal: AbortSignal): Promise<Phases>;
   /** Changes the limits of a running instance at once. Absent: the engine enforces none. @throws HakobuError CONFIG_INVALID when they are refused */

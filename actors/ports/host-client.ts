@@ -42,6 +42,8 @@ export type ActivateReply =
 export interface HostClient {
   /** Asks the host to own the container. A host that wins starts to bring it up at once. */
   claim(host: HostRecord, claim: Claim, trace: TraceContext, signal: AbortSignal): Promise<ClaimReply>;
+  /** Tells the host that it may be asked to own the container soon. Nobody waits for it; never rejects. */
+  prepare(host: HostRecord, container: string, signal: AbortSignal): Promise<void>;
   /** Waits until the container serves there. */
   activate(host: HostRecord, placement: Placement, trace: TraceContext, signal: AbortSignal): Promise<ActivateReply>;
 }

@@ -1,4 +1,5 @@
 // Spans as the actors make them. OpenTelemetry implements it (runtime/tracing/); `noTracing` is for embedding without.
+import type { Phases } from "./engine.js";
 
 export type Attributes = Readonly<Record<string, string | number | boolean | undefined>>;
 
@@ -31,6 +32,16 @@ export interface Span {
 
 export interface Tracer {
   span(name: string, options?: SpanOptions): Span;
+}
+
+/** Phases that ran one after the other until now, as child spans; without those that were done ahead. */
+export function addPhases(span: Span, phases: Phases): void {
+  const awaited = phases.filter(({ ahead }) => ahead !== true);
+  let begunMsAgo = awaited.reduce((sum, { ms }) => sum + ms, 0);
+  for (const { name, ms } of awaited) {
+    span.record(name, begunMsAgo, ms);
+    begunMsAgo -= ms;
+  }
 }
 
 const nowhere: Span = {

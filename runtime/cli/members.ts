@@ -94,7 +94,9 @@ async function runHost(options: Given): Promise<void> {
       store: withFaultPoints(store, "store", { join: "membership" }),
       log,
       tracer: tracing.tracer,
-      engines: host.engines.map((name) => withFaultPoints(engine(name, id, stateDir, hidden, log), "engine")),
+      engines: host.engines.map((name) =>
+        withFaultPoints(engine(name, id, stateDir, hidden, log), "engine", { standby: "standby" }),
+      ),
       images: withFaultPoints(images, "images", { begin: "draft" }),
     },
     joining.signal,

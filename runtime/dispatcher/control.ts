@@ -7,7 +7,7 @@ import type { HostActor } from "../../actors/host.js";
 import { type Clock, deadline } from "../../actors/ports/clock.js";
 import type { ActivateReply, ClaimReply } from "../../actors/ports/host-client.js";
 import { parseTraceparent } from "../tracing/traceparent.js";
-import { activateSchema, claimSchema, path, relocateSchema, scaleSchema } from "./protocol.js";
+import { activateSchema, claimSchema, path, prepareSchema, relocateSchema, scaleSchema } from "./protocol.js";
 
 const bodyLimitBytes = 64 * 1024;
 
@@ -46,6 +46,12 @@ export function controlApi(host: HostActor, clock: Clock): Koa {
       case `POST ${path.activate}`: {
         const { container: name, epoch } = await read(ctx, activateSchema);
         return send(ctx, await activate(host.container(name), epoch));
+      }
+      case `POST ${path.prepare}`: {
+        const { container } = await read(ctx, prepareSchema);
+        ctx.status = 202;
+        ctx.body = { prepares: host.prepare(container) };
+        return;
       }
       case `POST ${path.relocate}`: {
         const { container, to } = await read(ctx, relocateSchema);

@@ -16,6 +16,7 @@ export const header = {
 export const path = {
   claim: "/v1/claim",
   activate: "/v1/activate",
+  prepare: "/v1/prepare",
   host: "/v1/host",
   relocate: "/v1/relocate",
   scale: "/v1/scale",
@@ -57,13 +58,15 @@ export const scaleSchema = z.object({
 
 export const activateSchema = z.object({ container: z.string(), epoch });
 
+export const prepareSchema = z.object({ container: z.string() });
+
 const activationSchema = z.object({
   how: z.enum(["running", "restored", "cold"]),
   epoch,
   image: z.string().exactOptional(),
   bytes: z.number().exactOptional(),
   note: z.string().exactOptional(),
-  phases: z.array(z.object({ name: z.string(), ms: z.number() })),
+  phases: z.array(z.object({ name: z.string(), ms: z.number(), ahead: z.literal(true).exactOptional() })),
 });
 
 const moved = z.object({ kind: z.literal("moved"), placement: placementSchema.exactOptional() });

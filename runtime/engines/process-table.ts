@@ -29,7 +29,7 @@ export function handlesTerm(pid: number): boolean {
 }
 
 /** Sends a signal; false when there is no such process. Negative: to a process group. */
-export function signalProcess(pid: number, signal: "SIGTERM" | "SIGKILL"): boolean {
+export function signalProcess(pid: number, signal: "SIGTERM" | "SIGKILL" | "SIGCONT"): boolean {
   try {
     process.kill(pid, signal);
     return true;

@@ -13,6 +13,7 @@ import { HakobuError, reasonOf } from "../../actors/hakobu-error.js";
 import { type Clock, deadline, delay } from "../../actors/ports/clock.js";
 import type { Log } from "../../actors/ports/log.js";
 import type { HostRecord, Placement, SpecRecord } from "../../actors/ports/placement-store.js";
+import type { ProbeResult } from "../../actors/ports/prober.js";
 import type { Tracer } from "../../actors/ports/tracer.js";
 import { describe, type ReachabilityActor } from "../../actors/reachability.js";
 import type { Move, Relocations, Trigger } from "../../actors/relocation.js";
@@ -157,7 +158,7 @@ export class Carrier {
         const asked = reachability.probe(probe.timeoutMs, probe.kind);
         // A safe request without a body goes along with the probe: should the host be dead, it is sent again.
         if (isSafe(incoming.method) && journey.body === undefined) return owner;
-        const result = await asked;
+        const result = await this.#probed(asked, record, owner);
         if (result.kind === "alive") return owner;
         const probedMs = result.kind === "timeout" ? result.afterMs : 0;
         const text = `${host.id}: ${describe(result)}`;
@@ -183,6 +184,20 @@ export class Carrier {
       if (await this.#keptWaiting(journey, owner, move)) turn--;
     }
     throw new HakobuError("UNAVAILABLE", `${name} moved ${hopLimit} times under one request`, { retryable: true });
+  }
+
+  /** Waits for the probe; another host prepares as soon as it is late. */
+  async #probed(asked: Promise<ProbeResult>, record: SpecRecord, { host, reachability }: Owner): Promise<ProbeResult> {
+    const unwatch = reachability.watch({
+      probeTimeoutMs: record.spec.probe.timeoutMs,
+      hostLate: () => this.#options.relocations.anticipate(record, host),
+      hostSilent: () => {},
+    });
+    try {
+      return await asked;
+    } finally {
+      unwatch();
+    }
   }
 
   /** The owner keeps it: heard again, or found alive by the new host (`takeover: confirmed`), in which case this waits a moment. */
@@ -217,7 +232,7 @@ export class Carrier {
   }
 
   async #attempt(journey: Journey, { host, placement, reachability, damped }: Owner): Promise<UpgradeOutcome> {
-    const { pools, forwarded, clock } = this.#options;
+    const { pools, forwarded, clock, relocations } = this.#options;
     const { record, incoming, outgoing, body, head, trace } = journey;
     const { takeover } = record.spec;
     const cancellation = new Cancellation();
@@ -225,6 +240,7 @@ export class Carrier {
     const unwatch = reachability.watch({
       probeTimeoutMs: record.spec.probe.timeoutMs,
       probeKind: record.spec.probe.kind,
+      hostLate: () => relocations.anticipate(record, host),
       hostSilent: (state, reason) => {
         if (damped === true) return;
         const again = repeatable && (body?.replayable ?? true);

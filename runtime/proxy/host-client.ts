@@ -24,6 +24,21 @@ export class HttpHostClient implements HostClient {
     return this.#call(host, path.activate, { container, epoch }, activateReplySchema, trace, signal);
   }
 
+  async prepare(host: HostRecord, container: string, signal: AbortSignal): Promise<void> {
+    try {
+      const response = await this.#pool(host).request({
+        method: "POST",
+        path: path.prepare,
+        headers: { "content-type": "application/json" },
+        body: JSON.stringify({ container }),
+        signal,
+      });
+      await response.body.dump();
+    } catch {
+      // It was a hint.
+    }
+  }
+
   async #call<T>(
     host: HostRecord,
     to: string,

@@ -4,13 +4,13 @@ import { mkdtemp, readdir, readFile, rm, truncate, writeFile } from "node:fs/pro
 import { request } from "node:http";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { HakobuError } from "../../actors/hakobu-error.js";
-import type { Engine, Instance, Launch } from "../../actors/ports/engine.js";
+import type { Engine, Instance, Launch, Standby } from "../../actors/ports/engine.js";
 import type { ContainerSpec } from "../../actors/ports/spec.js";
+import { packageRoot } from "../../runtime/package-root.js";
 import { specOf } from "../lab/records.js";
 
-export const fixtures = fileURLToPath(new URL("../../../test/lab/fixtures/", import.meta.url)).replace(/\/$/, "");
+export const fixtures = join(packageRoot(), "test/lab/fixtures");
 
 export interface EngineBench {
   /** An engine object of that host. Asked twice for one host, it gives two objects over the same state. */
@@ -74,6 +74,12 @@ export async function processesOf(container: string): Promise<number[]> {
   const pids = (await readdir("/proc")).filter((name) => /^\d+$/.test(name));
   const environments = await Promise.all(pids.map((pid) => readFile(`/proc/${pid}/environ`, "latin1").catch(() => "")));
   return pids.filter((_, n) => environments[n]?.split("\0").includes(wanted)).map(Number);
+}
+
+/** proc(5), the third field of stat. */
+async function stateOf(pid: number): Promise<string> {
+  const stat = await readFile(`/proc/${pid}/stat`, "latin1");
+  return stat.slice(stat.lastIndexOf(")") + 2, stat.lastIndexOf(")") + 3);
 }
 
 export function codeIs(...codes: readonly string[]): (error: unknown) => boolean {
@@ -256,6 +262,8 @@ export function engineContract(title: string, bench: EngineBench): void {
     describe("with images", () => {
       let spec: ContainerSpec;
       let image: string;
+      /** The one that was imaged. It runs no more, but its address is every copy's. */
+      let first: Instance;
 
       before(async function () {
         if (!engine.capabilities.checkpoint) this.skip();
@@ -265,6 +273,7 @@ export function engineContract(title: string, bench: EngineBench): void {
         spec = fresh();
         image = await mkdtemp(join(images, "image-"));
         const instance = await started(spec);
+        first = instance;
         assert.equal(await get(instance, "/count"), "1");
         assert.equal(await get(instance, "/write?path=/var/tmp/note&text=kept"), "written");
         assert.equal(await get(instance, "/write?path=/dev/shm/note&text=shared"), "written");
@@ -369,6 +378,70 @@ export function engineContract(title: string, bench: EngineBench): void {
         await other.stop(instance, 0);
         const again = await engine.restore(launchOf(spec), directory, limit());
         assert.equal(await get(again.instance, "/count"), String(expected + 1));
+      });
+
+      describe("held ready", () => {
+        const hold = async (signal = limit()): Promise<Standby> => {
+          const { spec: it, specHash } = launchOf(spec);
+          return (await other.standby?.({ spec: it, specHash }, image, signal)) ?? assert.fail("no standby");
+        };
+
+        before(function () {
+          if (other.standby === undefined) this.skip();
+        });
+
+        it("does nothing until it is run, and then goes on as that epoch", async () => {
+          const standby = await hold();
+          assert.ok(standby.phases.length > 0);
+          const pids = await processesOf(spec.name);
+          assert.ok(pids.length > 0);
+          for (const pid of pids) assert.equal(await stateOf(pid), "T", "stopped");
+          let answered = false;
+          const asked = get(first, "/count").finally(() => (answered = true));
+          for (const pid of pids) assert.equal(await stateOf(pid), "T", "stopped, with a request in its socket");
+          assert.equal(answered, false);
+          const { instance } = await standby.run(7);
+          assert.equal(await asked, "2");
+          assert.equal(instance.epoch, 7);
+          assert.equal(await get(instance, "/read?path=/run/hakobu/epoch"), "7");
+          assert.deepEqual(await bench.engine(hosts[1]).find(), [instance]);
+          await other.stop(instance, 1000);
+          await nothingLeft();
+        });
+
+        it("leaves nothing when it is discarded, and the container can be restored at once", async () => {
+          const standby = await hold();
+          await standby.discard();
+          await nothingLeft();
+          await standby.discard();
+          const { instance } = await other.restore(launchOf(spec), image, limit());
+          assert.equal(await get(instance, "/count"), "2");
+          await other.stop(instance, 0);
+        });
+
+        it("is removed, and not adopted, by the agent that comes after the one that made it", async () => {
+          await hold();
+          assert.deepEqual(await bench.engine(hosts[1]).find(), []);
+          await nothingLeft();
+        });
+
+        it("leaves nothing when it is aborted at any point", async () => {
+          for (const afterMs of [0, 4, 12, 25, 40]) {
+            const abort = new AbortController();
+            const timer = setTimeout(() => abort.abort(), afterMs);
+            const outcome = await hold(abort.signal).catch((error: unknown) => error as Error);
+            clearTimeout(timer);
+            if (!(outcome instanceof Error)) await outcome.discard();
+            await nothingLeft();
+          }
+        });
+
+        it("says that its processes have gone, and leaves nothing", async () => {
+          const standby = await hold();
+          for (const pid of await processesOf(spec.name)) process.kill(pid, "SIGKILL");
+          await assert.rejects(standby.run(7), codeIs("RESTORE_FAILED"));
+          await nothingLeft();
+        });
       });
 
       it("has the same fingerprint on both hosts", async () => {

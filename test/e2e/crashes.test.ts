@@ -78,8 +78,10 @@ describe("a crash at each step of a move", function () {
     "membership.claim.before",
     "membership.claim.after",
     "images.find.after",
-    "engine.restore.before",
-    "engine.restore.after",
+    "engine.standby.before",
+    "engine.standby.after",
+    "standby.run.before",
+    "standby.run.after",
   ])
     it(`answers the request when the host that takes over is killed at ${point}`, async () => {
       const { name, hostname, owner } = await ready();
@@ -137,8 +139,10 @@ describe("a crash at each step of a move", function () {
     "membership.claim.before",
     "membership.claim.after",
     "images.find.after",
-    "engine.restore.before",
-    "engine.restore.after",
+    "engine.standby.before",
+    "engine.standby.after",
+    "standby.run.before",
+    "standby.run.after",
   ])
     it(`has one owner when etcd is killed while a host is at ${point}, and recovers without a restart of anything else`, async () => {
       const { name, hostname, reply } = await interrupted(point, () => lab.cluster.etcdServer.kill());
@@ -155,7 +159,7 @@ describe("a crash at each step of a move", function () {
     });
 
   it("answers the request when the container is killed as soon as it was restored", async () => {
-    const { name, hostname, reply } = await interrupted("engine.restore.after", async (host) => {
+    const { name, hostname, reply } = await interrupted("standby.run.after", async (host) => {
       const file = join("/sys/fs/cgroup/pids/hakobu", `crash-${host}`, `crash-${count}`, "cgroup.procs");
       for (const pid of (await readFile(file, "utf8")).split("\n"))
         if (pid !== "") process.kill(Number(pid), "SIGKILL");

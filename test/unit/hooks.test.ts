@@ -10,6 +10,7 @@ import type { Image, ImageStore } from "../../actors/ports/image-store.js";
 import { noLog } from "../../actors/ports/log.js";
 import { noTracing } from "../../actors/ports/tracer.js";
 import { ActorRegistry } from "../../actors/registry.js";
+import { Standbys } from "../../actors/standbys.js";
 import { httpHooks } from "../../runtime/dispatcher/hooks.js";
 import { systemClock } from "../../runtime/system-clock.js";
 import { recordOf } from "../lab/records.js";
@@ -133,10 +134,20 @@ describe("a container with hooks", () => {
       use: ({ directory }) => Promise.resolve({ directory, phases: [], release: () => {} }),
       setAside: () => note("set aside"),
     };
+    const admission = new Admission(1);
+    const engines = new Map([[engine.name, engine]]);
+    const standbys = new Standbys({
+      clock: systemClock,
+      log: noLog,
+      images: images as ImageStore,
+      engines,
+      admission,
+    });
     const container = new ContainerActor(
       {
         engine,
         images: images as ImageStore,
+        standbys,
         readiness: { get: () => Promise.resolve(200) },
         hooks: {
           call: (target, hostname, hook, signal) => note(hook.name).then(() => answers(target, hostname, hook, signal)),
@@ -145,7 +156,7 @@ describe("a container with hooks", () => {
         tracer: noTracing,
         log: noLog,
         registry: new ActorRegistry(),
-        admission: new Admission(1),
+        admission,
       },
       record,
       1,

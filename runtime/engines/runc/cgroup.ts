@@ -153,6 +153,13 @@ export function hasCgroup(names: Names): boolean {
   return hierarchies().some((hierarchy) => existsSync(join(hierarchy, names.cgroup)));
 }
 
+/** To every process inside. @throws HakobuError STOP_FAILED where there is none */
+export function signalCgroup(names: Names, signal: "SIGCONT"): void {
+  const inside = new Set(hierarchies().flatMap((hierarchy) => processesIn(join(hierarchy, names.cgroup))));
+  if (inside.size === 0) throw new HakobuError("STOP_FAILED", `no process of ${names.container} is left`);
+  for (const pid of inside) signalProcess(pid, signal);
+}
+
 /** Kills whatever is inside, and removes it from every hierarchy (runc enters all of them). Idempotent. */
 export async function removeCgroup(names: Names): Promise<void> {
   const directories = hierarchies().map((hierarchy) => join(hierarchy, names.cgroup));

@@ -133,6 +133,8 @@ export interface RestoreOptions {
   readonly cgroups: readonly string[];
   /** Resolves when the network namespace and the root file system stand. */
   readonly ready: Promise<unknown>;
+  /** Its processes are left stopped (SIGSTOP), before their first instruction. */
+  readonly stopped: boolean;
   readonly signal: AbortSignal;
 }
 
@@ -141,7 +143,7 @@ export interface RestoreOptions {
  * @returns the pid of the first process. @throws HakobuError RESTORE_FAILED
  */
 export async function restore(criu: Criu, names: Names, options: RestoreOptions): Promise<number> {
-  const { directory, binds, cgroups, ready, signal } = options;
+  const { directory, binds, cgroups, ready, stopped, signal } = options;
   const bytes = checkSizes(names, directory);
   const enter = cgroups.map((each) => `echo 0 >${quote(join(each, "cgroup.procs"))} || exit\n`).join("");
   // The caller's end, with or without a word, ends it.
@@ -149,7 +151,7 @@ export async function restore(criu: Criu, names: Names, options: RestoreOptions)
   const images = join(directory, criuDirectory);
   const argv = ["/bin/sh", "-c", script, "sh", ...criu.prefix, criu.binary, "restore", "-d", ...common].concat(
     ["-D", images, "-W", names.bundle, "-o", "restore.log", "-v1", "--pidfile", names.pidFile],
-    ["--root", names.root, "--inherit-fd", "fd[3]:extRootNetNS"],
+    ["--root", names.root, "--inherit-fd", "fd[3]:extRootNetNS", ...(stopped ? ["--leave-stopped"] : [])],
     binds.flatMap(({ source, target }) => ["--external", `mnt[${target}]:${source}`]),
   );
   rmSync(names.pidFile, { force: true });

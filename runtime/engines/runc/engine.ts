@@ -6,7 +6,7 @@
 import { closeSync, mkdirSync, openSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { type ErrorCode, HakobuError, reasonOf } from "../../../actors/hakobu-error.js";
-import type { Engine, Instance, Launch, Launched, Phases } from "../../../actors/ports/engine.js";
+import type { Engine, Instance, Launch, Launched, Phases, Standby } from "../../../actors/ports/engine.js";
 import type { Log } from "../../../actors/ports/log.js";
 import type { ContainerSpec } from "../../../actors/ports/spec.js";
 import { findCriu } from "../../doctor/criu-binary.js";
@@ -14,9 +14,10 @@ import { abortError, lastLines, runCommand } from "../command.js";
 import { containersIn, readInstance, writeInstance } from "../instance-file.js";
 import { isListening } from "../listening.js";
 import { readOutputLog } from "../output-log.js";
+import { fillRunDirectory } from "../run-directory.js";
 import { handlesTerm, identify, isRunning, signalProcess, waitUntil } from "../process-table.js";
 import { baseLayer } from "./base-layer.js";
-import { findCgroups, scaleCgroup } from "./cgroup.js";
+import { findCgroups, scaleCgroup, signalCgroup } from "./cgroup.js";
 import { type Criu, checkCriu, dump, openCriu, removeStaleMountPoints, restore } from "./criu.js";
 import { machineFingerprint, rootfsFingerprint } from "./fingerprint.js";
 import { type Names, namesOf } from "./names.js";
@@ -24,6 +25,13 @@ import { openGateway } from "./network.js";
 import { type Bind, bindsOf, ociConfig } from "./oci-config.js";
 import { archiveCommand, growRootfs } from "./rootfs.js";
 import { fillSandbox, hasSandbox, openSandbox, removeSandbox, type SandboxContext } from "./sandbox.js";
+
+/** A container that has been started or restored, and of which no file says so yet. */
+interface Laid {
+  readonly names: Names;
+  readonly pid: number;
+  readonly phases: Phases;
+}
 
 /** Where the caller's signal sets no earlier end. */
 const operationLimitMs = 120_000;
@@ -89,8 +97,8 @@ export class RuncEngine implements Engine {
     return (this.#ready ??= this.#open());
   }
 
-  start(launch: Launch, signal: AbortSignal): Promise<Launched> {
-    return this.#launch("START_FAILED", launch, undefined, signal, async (names, binds, ready) => {
+  async start(launch: Launch, signal: AbortSignal): Promise<Launched> {
+    const laid = await this.#launch("START_FAILED", launch, undefined, signal, async (names, binds, ready) => {
       await ready;
       writeFileSync(join(names.bundle, "config.json"), JSON.stringify(ociConfig(names, launch, binds)));
       const log = join(names.bundle, "runc.log");
@@ -113,18 +121,62 @@ export class RuncEngine implements Engine {
       }
       return Number(readFileSync(names.pidFile, "utf8"));
     });
+    return this.#note(launch, laid);
   }
 
-  restore(launch: Launch, directory: string, signal: AbortSignal): Promise<Launched> {
+  async restore(launch: Launch, directory: string, signal: AbortSignal): Promise<Launched> {
+    return this.#note(launch, await this.#restore(launch, directory, false, signal));
+  }
+
+  async standby(launch: Omit<Launch, "epoch">, directory: string, signal: AbortSignal): Promise<Standby> {
+    const laid = await this.#restore({ ...launch, epoch: 0 }, directory, true, signal);
+    const { names, phases } = laid;
+    return {
+      phases,
+      run: async (epoch) => {
+        const begunMs = performance.now();
+        try {
+          const as = { ...launch, epoch };
+          fillRunDirectory(names.run, this.#hostId, as);
+          signalCgroup(names, "SIGCONT");
+          const { instance } = await this.#note(as, laid);
+          return { instance, phases: [{ name: "resume", ms: performance.now() - begunMs }] };
+        } catch (error) {
+          await removeSandbox(names, this.#sandbox.runcRoot);
+          const message = `${names.container} did not go on: ${reasonOf(error)}`;
+          throw new HakobuError("RESTORE_FAILED", message, { cause: error });
+        }
+      },
+      discard: () => removeSandbox(names, this.#sandbox.runcRoot),
+    };
+  }
+
+  #restore(launch: Launch, directory: string, stopped: boolean, signal: AbortSignal): Promise<Laid> {
     return this.#launch("RESTORE_FAILED", launch, directory, signal, (names, binds, ready) =>
       restore(this.#requireCriu("RESTORE_FAILED"), names, {
         directory,
         binds,
         cgroups: this.#sandbox.cgroups.of(names),
         ready,
+        stopped,
         signal,
       }),
     );
+  }
+
+  /** Notes it on disk: from now on an agent that starts again finds it. */
+  async #note(launch: Launch, { names, pid, phases }: Laid): Promise<Launched> {
+    const { spec, specHash, epoch } = launch;
+    try {
+      const { startTime } = identify(pid);
+      const { container, address } = names;
+      const instance = { container, engine: this.name, epoch, specHash, address, port: spec.port, pid, startTime };
+      writeInstance(names.directory, instance);
+      return { instance, phases };
+    } catch (error) {
+      await removeSandbox(names, this.#sandbox.runcRoot);
+      throw error;
+    }
   }
 
   async checkpoint(instance: Instance, spec: ContainerSpec, directory: string, signal: AbortSignal): Promise<Phases> {
@@ -193,8 +245,8 @@ export class RuncEngine implements Engine {
     image: string | undefined,
     signal: AbortSignal,
     run: (names: Names, binds: readonly Bind[], ready: Promise<unknown>) => Promise<number>,
-  ): Promise<Launched> {
-    const { spec, specHash, epoch } = launch;
+  ): Promise<Laid> {
+    const { spec } = launch;
     const names = this.#names(spec.name);
     const title = `${image === undefined ? "the start" : "the restore"} of ${spec.name}`;
     if (signal.aborted) throw abortError(signal, title);
@@ -217,20 +269,10 @@ export class RuncEngine implements Engine {
         });
       const [phases, pid] = await both(filled, run(names, binds, filled));
       const runMs = performance.now() - filledMs;
-      const { startTime } = identify(pid);
+      identify(pid);
       if (signal.aborted) throw abortError(signal, title);
-      const instance: Instance = {
-        container: spec.name,
-        engine: this.name,
-        epoch,
-        specHash,
-        address: names.address,
-        port: spec.port,
-        pid,
-        startTime,
-      };
-      writeInstance(names.directory, instance);
-      return { instance, phases: [...phases, { name: image === undefined ? "runc run" : "criu restore", ms: runMs }] };
+      const ran = { name: image === undefined ? "runc run" : "criu restore", ms: runMs };
+      return { names, pid, phases: [...phases, ran] };
     } catch (error) {
       await removeSandbox(names, this.#sandbox.runcRoot).catch((left: unknown) =>
         this.#log.error({ container: spec.name, reason: reasonOf(left) }, "could not clean up after a failed launch"),

@@ -1,0 +1,75 @@
+// One image of a running container: its hook, the dump, the publication.
+//
+//   K1  A suspended image that a request has cancelled is never published, or removed at once.
+import { type ApplicationDeps, callHook } from "./application.js";
+import { reasonOf } from "./hakobu-error.js";
+import { deadline } from "./ports/clock.js";
+import type { Instance } from "./ports/engine.js";
+import type { ImageStore, Tier } from "./ports/image-store.js";
+import type { Log } from "./ports/log.js";
+import type { SpecRecord } from "./ports/placement-store.js";
+import { addPhases, type Span } from "./ports/tracer.js";
+
+export interface CheckpointDeps extends ApplicationDeps {
+  readonly images: ImageStore;
+  readonly log: Log;
+}
+
+export interface Checkpointed {
+  readonly record: SpecRecord;
+  readonly epoch: number;
+  readonly instance: Instance;
+  readonly tier: Tier;
+  readonly span: Span;
+}
+
+/** @throws HakobuError CHECKPOINT_FAILED and others; the signal's reason. Ends the span */
+export async function checkpoint(
+  deps: CheckpointDeps,
+  { record, epoch, instance, tier, span }: Checkpointed,
+  signal: AbortSignal,
+): Promise<void> {
+  const { engine, images, clock, log } = deps;
+  const { spec, hash } = record;
+  const container = spec.name;
+  const begunMs = clock.now();
+  const limit = AbortSignal.any([
+    signal,
+    deadline(clock, spec.checkpoint.timeoutMs, `no checkpoint within ${spec.checkpoint.timeoutMs} ms`),
+  ]);
+  try {
+    const draft = await images.begin(container, epoch);
+    try {
+      const call = { name: "beforeCheckpoint", epoch, reason: tier } as const;
+      const hook = await callHook(deps, spec, instance, call, limit);
+      const phases = [...hook, ...(await engine.checkpoint(instance, spec, draft.directory, limit))];
+      const taken = {
+        container,
+        epoch,
+        specHash: hash,
+        engine: engine.name,
+        at: spec.checkpoint.at,
+        tier,
+        fingerprint: await engine.fingerprint(spec),
+        taken: clock.timestamp(),
+      };
+      const image = await draft.publish(taken, limit);
+      // A request came in the moment of the rename: what it does is not in this image.
+      if (signal.aborted && tier === "suspended") {
+        await images.remove(image);
+        signal.throwIfAborted();
+      }
+      addPhases(span, phases);
+      span.set({ image: image.directory, bytes: image.bytes, "hakobu.tier": tier });
+      const ms = Math.round(clock.now() - begunMs);
+      log.info({ container, tier, image: image.directory, bytes: image.bytes, ms }, "checkpoint taken");
+      span.end();
+    } finally {
+      await draft.discard();
+    }
+  } catch (error) {
+    span.end(error);
+    if (!signal.aborted) log.warn({ container, reason: reasonOf(error) }, "no image taken");
+    throw error;
+  }
+}

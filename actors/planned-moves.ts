@@ -1,0 +1,142 @@
+// Moves away from this host on purpose: one container by hand, all of them when the host drains. No request fails: with
+// `takeover: fast` the other host brings the container up while this one finishes what it is answering; else this one stops it first.
+import { candidates } from "./candidates.js";
+import type { ClusterView } from "./cluster-view.js";
+import type { ContainerActor } from "./container.js";
+import { HakobuError, reasonOf } from "./hakobu-error.js";
+import { type Clock, deadline } from "./ports/clock.js";
+import type { HostClient } from "./ports/host-client.js";
+import type { Log } from "./ports/log.js";
+import type { HostRecord, Placement, SpecRecord } from "./ports/placement-store.js";
+import type { TraceContext, Tracer } from "./ports/tracer.js";
+import type { Releases } from "./releases.js";
+
+export interface PlannedMovesDeps {
+  readonly hostId: string;
+  readonly containers: ReadonlyMap<string, ContainerActor>;
+  readonly releases: Releases;
+  readonly view: ClusterView;
+  /** This host asks the next one. */
+  readonly hosts: HostClient;
+  readonly tracer: Tracer;
+  readonly clock: Clock;
+  readonly log: Log;
+}
+
+/** A planned move, with the drain of what is being answered and the start on the other host. */
+export const moveLimitMs = 60_000;
+/** Containers that move away at once when the host drains. */
+const drainWidth = 4;
+
+export class PlannedMoves {
+  readonly #deps: PlannedMovesDeps;
+  readonly #underWay = new Set<string>();
+  #draining: Promise<void> | undefined;
+
+  constructor(deps: PlannedMovesDeps) {
+    this.#deps = deps;
+  }
+
+  /** A planned move of this container away from here is under way. */
+  underWay(name: string): boolean {
+    return this.#underWay.has(name);
+  }
+
+  /** Containers are on their way out. */
+  get moving(): boolean {
+    return this.#draining !== undefined || this.#underWay.size > 0;
+  }
+
+  /**
+   * Moves a container away, to the host that is named or the best one.
+   * @throws HakobuError NOT_OWNER, CONFIG_INVALID, UNAVAILABLE with every host's reason
+   */
+  async relocate(name: string, to: string | undefined, reason: string): Promise<Placement> {
+    const { view, tracer, clock, hostId, containers, releases } = this.#deps;
+    const container = containers.get(name);
+    if (container === undefined)
+      throw new HakobuError("NOT_OWNER", `${name} is not on host ${hostId}; see: hakobu get`);
+    if (this.#underWay.has(name)) throw new HakobuError("UNAVAILABLE", `${name} is already being moved`);
+    const targets = this.#targets(container.record, to);
+    const span = tracer.span("relocation", {
+      attributes: { "hakobu.container": name, "hakobu.from": hostId, "hakobu.reason": reason },
+    });
+    const limit = deadline(clock, moveLimitMs, `the move of ${name} took longer than ${moveLimitMs} ms`);
+    this.#underWay.add(name);
+    try {
+      if (container.record.spec.takeover !== "fast" || container.movesWithMemory) {
+        await container.moveOut(reason, limit);
+      }
+      const placement = await this.#handOver(container, targets, reason, span.context, limit);
+      view.learn(placement);
+      span.set({ "hakobu.to": placement.host, "hakobu.epoch": placement.epoch });
+      span.end();
+      return placement;
+    } catch (error) {
+      span.end(error);
+      if (container.left) void releases.giveUp(name, container.epoch);
+      throw error;
+    } finally {
+      this.#underWay.delete(name);
+    }
+  }
+
+  /** Moves all away. Those that nobody takes stay. Bounded by each move's limit. */
+  drain(): Promise<void> {
+    return (this.#draining ??= this.#drain().finally(() => (this.#draining = undefined)));
+  }
+
+  async #drain(): Promise<void> {
+    const { containers, hostId, log } = this.#deps;
+    const names = [...containers.keys()];
+    const next = async (): Promise<void> => {
+      for (let name = names.pop(); name !== undefined; name = names.pop())
+        try {
+          await this.relocate(name, undefined, `host ${hostId} drains`);
+          await containers.get(name)?.whenLeft();
+        } catch (error) {
+          log.warn({ container: name, reason: reasonOf(error) }, "stays: nobody takes it");
+        }
+    };
+    await Promise.all(Array.from({ length: drainWidth }, next));
+  }
+
+  #targets(record: SpecRecord, to: string | undefined): readonly HostRecord[] {
+    const { view, hostId } = this.#deps;
+    if (to === hostId) throw new HakobuError("CONFIG_INVALID", `${record.spec.name} is on host ${hostId} already`);
+    if (to === undefined) {
+      const all = candidates(view, record, new Set([hostId]), () => false);
+      if (all.length === 0) throw new HakobuError("UNAVAILABLE", `no other host can take ${record.spec.name}`);
+      return all;
+    }
+    const host = view.host(to);
+    if (host === undefined) throw new HakobuError("CONFIG_INVALID", `no host ${to} has joined; see: hakobu get hosts`);
+    return [host];
+  }
+
+  async #handOver(
+    container: ContainerActor,
+    targets: readonly HostRecord[],
+    reason: string,
+    trace: TraceContext,
+    signal: AbortSignal,
+  ): Promise<Placement> {
+    const { hosts, view, hostId } = this.#deps;
+    const { name, epoch } = container;
+    const refusals: string[] = [];
+    for (const target of targets) {
+      const claim = { container: name, expected: epoch, from: hostId, reason, handover: true };
+      const reply = await hosts.claim(target, claim, trace, signal);
+      if (reply.kind !== "won") {
+        refusals.push(`${target.id}: ${"reason" in reply ? reply.reason : "another host was first"}`);
+        continue;
+      }
+      view.learn(reply.placement);
+      const active = await hosts.activate(target, reply.placement, trace, signal);
+      if (active.kind === "active") return reply.placement;
+      const why = "reason" in active ? active.reason : active.kind;
+      throw new HakobuError("UNAVAILABLE", `${target.id} owns ${name} now, but: ${why}`);
+    }
+    throw new HakobuError("UNAVAILABLE", `nobody takes ${name}: ${refusals.join("; ")}`);
+  }
+}

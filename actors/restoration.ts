@@ -1,0 +1,188 @@
+// How a container comes back from an image: from a standby where this host has one, else from its suspended image, else from the
+// newest golden one.
+//
+//   R1  No request reaches a restored copy before its afterRestore hook has succeeded; a copy whose hook failed is stopped, for
+//       it may hold another copy's secrets.
+//   R2  A suspended image leaves the store before a copy of it begins, and is removed once it runs, or set aside.
+import type { RestoreOutcome } from "../machines/container.js";
+import { type ApplicationDeps, callHook } from "./application.js";
+import { HakobuError, reasonOf } from "./hakobu-error.js";
+import type { Engine, Instance, Launched, Phases } from "./ports/engine.js";
+import type { Activation } from "./ports/host-client.js";
+import type { FoundImage, Image, ImageStore, Tier } from "./ports/image-store.js";
+import type { Log } from "./ports/log.js";
+import type { SpecRecord } from "./ports/placement-store.js";
+import type { Span } from "./ports/tracer.js";
+import type { Standbys, Taken } from "./standbys.js";
+
+export interface RestorationDeps extends ApplicationDeps {
+  readonly images: ImageStore;
+  readonly log: Log;
+  readonly standbys: Standbys;
+}
+
+/** The container that is restored. */
+export interface Restoring {
+  readonly record: SpecRecord;
+  readonly epoch: number;
+  readonly span: Span;
+  /** Told as soon as there is a copy, and when it is stopped again. */
+  launched(instance: Instance | undefined): void;
+  /** It may be asked. `golden`: where it is not proven yet that its image is good. */
+  runs(instance: Instance, activation: Activation, golden: Image | undefined): void;
+}
+
+/** @throws HakobuError; the signal's reason */
+export async function restore(deps: RestorationDeps, it: Restoring, signal: AbortSignal): Promise<RestoreOutcome> {
+  const { engine, images, standbys, clock } = deps;
+  const { record, epoch } = it;
+  const waitedFromMs = clock.now();
+  const held = await standbys.take(record, signal);
+  if (held.kind !== "none") {
+    const outcome = await runStandby(deps, it, held, clock.now() - waitedFromMs, signal);
+    void forgetSuspended(deps, record, epoch);
+    return outcome;
+  }
+  const fingerprint = await engine.fingerprint(record.spec);
+  const own = await images.takeSuspended(record, fingerprint, epoch);
+  const outcome = await restoreFrom(deps, it, own, "suspended", signal);
+  if (outcome.kind === "restored") return outcome;
+  const findingMs = clock.now();
+  const found = await images.find(record, fingerprint);
+  const finding = { name: "find image", ms: clock.now() - findingMs };
+  return restoreFrom(deps, it, found, "golden", signal, [finding]);
+}
+
+/** The copy runs, so what was kept of an earlier run counts no more. Never rejects. */
+export async function forgetSuspended(
+  { engine, images, log }: Pick<RestorationDeps, "images" | "log"> & { readonly engine: Engine },
+  record: SpecRecord,
+  epoch: number,
+): Promise<void> {
+  if (!engine.capabilities.checkpoint) return;
+  try {
+    const { image } = await images.takeSuspended(record, await engine.fingerprint(record.spec), epoch);
+    if (image !== undefined) await images.remove(image);
+  } catch (error) {
+    log.warn({ container: record.spec.name, reason: reasonOf(error) }, "could not look for a suspended image");
+  }
+}
+
+async function runStandby(
+  deps: RestorationDeps,
+  it: Restoring,
+  taken: Exclude<Taken, { kind: "none" }>,
+  waitedMs: number,
+  signal: AbortSignal,
+): Promise<RestoreOutcome> {
+  const { image } = taken;
+  it.span.set({ image: image.directory, bytes: image.bytes, "hakobu.tier": "golden", "hakobu.standby": true });
+  try {
+    if (taken.kind === "failed") throw taken.error;
+    const ms = taken.phases.reduce((sum, phase) => sum + phase.ms, 0);
+    it.span.record("standby", deps.clock.now() - taken.begunMs, ms);
+    const launched = await taken.standby.run(it.epoch);
+    const ahead = taken.phases.map((phase) => ({ ...phase, ahead: true as const }));
+    const phases = [...ahead, { name: "wait for standby", ms: waitedMs }];
+    await serve(deps, it, launched, image, "golden", phases, signal);
+    return { kind: "restored" };
+  } catch (error) {
+    return failed(deps, it, image, "golden", error, signal);
+  }
+}
+
+async function restoreFrom(
+  deps: RestorationDeps,
+  it: Restoring,
+  { image, skipped }: FoundImage,
+  tier: Tier,
+  signal: AbortSignal,
+  before: Phases = [],
+): Promise<RestoreOutcome> {
+  const { engine, images, log } = deps;
+  const { record, epoch, span } = it;
+  for (const each of skipped) log.warn({ ...each, tier }, "image not used");
+  if (image === undefined) return { kind: "noImage", why: skipped[0]?.reason ?? "there is no image yet" };
+  span.set({ image: image.directory, bytes: image.bytes, "hakobu.tier": tier });
+  try {
+    signal.throwIfAborted();
+    const use = await images.use(image, signal);
+    if (use === undefined) return { kind: "noImage", why: "its image has been removed meanwhile" };
+    const launch = { spec: record.spec, specHash: record.hash, epoch };
+    const launched = await engine.restore(launch, use.directory, signal).finally(() => use.release());
+    await serve(deps, it, launched, image, tier, [...before, ...use.phases], signal);
+    if (tier === "suspended") removeImage(deps, image);
+    return { kind: "restored" };
+  } catch (error) {
+    return failed(deps, it, image, tier, error, signal);
+  }
+}
+
+/** R1. */
+async function serve(
+  deps: RestorationDeps,
+  it: Restoring,
+  { instance, phases }: Launched,
+  image: Image,
+  tier: Tier,
+  before: Phases,
+  signal: AbortSignal,
+): Promise<void> {
+  it.launched(instance);
+  const hook = await afterRestore(deps, it, instance, tier, signal);
+  const activation: Activation = {
+    how: "restored",
+    epoch: it.epoch,
+    image: image.directory,
+    bytes: image.bytes,
+    phases: [...before, ...phases, ...hook],
+  };
+  it.runs(instance, activation, tier === "golden" ? image : undefined);
+}
+
+/** @throws HakobuError RESTORE_FAILED when the application did not answer with success: then the copy is stopped */
+async function afterRestore(
+  deps: RestorationDeps,
+  it: Restoring,
+  instance: Instance,
+  reason: Tier,
+  signal: AbortSignal,
+): Promise<Phases> {
+  try {
+    const call = { name: "afterRestore", epoch: it.epoch, reason } as const;
+    return await callHook(deps, it.record.spec, instance, call, signal);
+  } catch (error) {
+    // Whoever aborted stops it.
+    if (signal.aborted) throw error;
+    await deps.engine.stop(instance, 0);
+    it.launched(undefined);
+    throw new HakobuError("RESTORE_FAILED", reasonOf(error), { cause: error });
+  }
+}
+
+/** @throws the error, where it is not the image's fault */
+async function failed(
+  { images, log }: RestorationDeps,
+  { record }: Restoring,
+  image: Image,
+  tier: Tier,
+  error: unknown,
+  signal: AbortSignal,
+): Promise<RestoreOutcome> {
+  const bad = !signal.aborted && error instanceof HakobuError && error.code === "RESTORE_FAILED";
+  if (bad)
+    log.warn({ container: record.spec.name, image: image.directory, tier, reason: error.message }, "restore failed");
+  // A suspended one has been taken out of the store: what came of it may have run.
+  if (bad || tier === "suspended") await images.setAside(image, reasonOf(error));
+  if (!bad) throw error;
+  return { kind: "badImage", why: error.message };
+}
+
+/** In the background: nobody waits for it, and nobody finds it. */
+function removeImage({ images, log }: RestorationDeps, image: Image): void {
+  images
+    .remove(image)
+    .catch((error: unknown) =>
+      log.warn({ image: image.directory, reason: reasonOf(error) }, "a used image could not be removed"),
+    );
+}
