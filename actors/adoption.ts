@@ -12,8 +12,8 @@ export interface AdoptionDeps {
   readonly engines: ReadonlyMap<string, Engine>;
   readonly containers: ReadonlyMap<string, ContainerActor>;
   readonly log: Log;
-  acquire(record: SpecRecord, placement: Placement, adopted?: Instance): Promise<ContainerActor>;
-  discard(instance: Instance): Promise<void>;
+  readonly acquire: (record: SpecRecord, placement: Placement, adopted?: Instance) => Promise<ContainerActor>;
+  readonly discard: (instance: Instance) => Promise<void>;
 }
 
 /** Containers that are looked at, and stopped where they are lost, at once. */

@@ -94,6 +94,7 @@ export class ContainerActor {
     deps.registry.register(`container/${this.name}`, this.#actor.start());
     this.#armIdle();
     this.#followLimits();
+    this.renew(epoch);
     if (adopted !== undefined) void this.#operate(forgetSuspended(deps, record, epoch));
   }
 
@@ -127,6 +128,22 @@ export class ContainerActor {
   /** Another host owns it. An exclusive one is killed: what it is answering must not go on beside the new owner's copy. */
   loseOwnership(reason: string): void {
     this.send({ type: this.#record.spec.takeover === "exclusive" ? "FENCE" : "OWNERSHIP_LOST", reason });
+  }
+
+  /** Its host owns it anew, under that epoch. A running copy is told. */
+  renew(epoch: number): void {
+    this.epoch = epoch;
+    const instance = this.#instance;
+    if (instance === undefined || instance.epoch === epoch) return;
+    this.#deps.engine.renew(instance, epoch).then(
+      (renewed) => {
+        if (this.#instance !== instance) return;
+        this.#instance = renewed;
+        if (this.serving !== undefined) this.serving = renewed;
+      },
+      (error: unknown) =>
+        this.#deps.log.warn({ container: this.name, epoch, reason: reasonOf(error) }, "it was not told its epoch"),
+    );
   }
 
   /** A request begins to be answered. */

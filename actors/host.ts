@@ -362,7 +362,7 @@ export class HostActor {
     const before = this.#containers.get(name);
     if (before !== undefined) {
       if (!before.left && !before.state.startsWith("relocating") && before.state !== "stopping") {
-        before.epoch = placement.epoch;
+        before.renew(placement.epoch);
         return before;
       }
       await before.whenLeft();

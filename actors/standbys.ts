@@ -107,7 +107,7 @@ export class Standbys {
 
   /** Nothing of any is left when it resolves. */
   async clear(reason: string): Promise<void> {
-    for (const container of [...this.#entries.keys()]) this.discard(container, reason);
+    for (const container of this.#entries.keys()) this.discard(container, reason);
     await Promise.all(this.#discarding.values());
   }
 

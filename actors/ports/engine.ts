@@ -65,6 +65,8 @@ export interface Engine {
   checkpoint(instance: Instance, spec: ContainerSpec, directory: string, signal: AbortSignal): Promise<Phases>;
   /** Changes the limits of a running instance at once. Absent: the engine enforces none. @throws HakobuError CONFIG_INVALID when they are refused */
   scale?(instance: Instance, limits: ContainerSpec["limits"]): Promise<void>;
+  /** The host owns the running instance anew: tells it (/run/hakobu/epoch), and notes it. */
+  renew(instance: Instance, epoch: number): Promise<Instance>;
   /** TERM, then KILL after the grace; returns when no process and no resource of it is left. @throws HakobuError STOP_FAILED */
   stop(instance: Instance, graceMs: number): Promise<void>;
   /** Whether its first process still runs. Cheap: asked often. */

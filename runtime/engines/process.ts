@@ -96,6 +96,12 @@ export class ProcessEngine implements Engine {
     return Promise.reject(new HakobuError("CHECKPOINT_FAILED", reason));
   }
 
+  async renew(instance: Instance, epoch: number): Promise<Instance> {
+    const renewed = { ...instance, epoch };
+    writeInstance(this.#of(instance.container), renewed);
+    return renewed;
+  }
+
   async stop(instance: Instance, graceMs: number): Promise<void> {
     const { pid, container } = instance;
     // The group that start() made: its id is the pid of its first process.

@@ -1,6 +1,6 @@
 // What a host tells a container: the files epoch, host and seed of the directory that it sees as /run/hakobu.
 //
-//   R1  Each is a new file at every start and restore: the container can write into the directory, and a link that it put there
+//   R1  Each is a new file whenever it is written: the container can write into the directory, and a link that it put there
 //       must not lead our writing elsewhere.
 //   R2  seed: 32 random bytes in hex, others each time, so that an application whose random state came out of an image can make its
 //       own. Only the user that the container runs as reads it.
@@ -13,14 +13,20 @@ const seedBytes = 32;
 
 export function fillRunDirectory(directory: string, host: string, { spec, epoch }: Launch): void {
   mkdirSync(directory, { recursive: true, mode: 0o755 });
-  const put = (name: string, text: string, mode: number): string => {
-    const path = join(directory, name);
-    rmSync(path, { recursive: true, force: true });
-    writeFileSync(path, `${text}\n`, { mode, flag: "wx" });
-    return path;
-  };
-  put("epoch", String(epoch), 0o644);
-  put("host", host, 0o644);
-  const seed = put("seed", randomBytes(seedBytes).toString("hex"), 0o400);
+  tellEpoch(directory, epoch);
+  put(directory, "host", host, 0o644);
+  const seed = put(directory, "seed", randomBytes(seedBytes).toString("hex"), 0o400);
   if (process.getuid?.() === 0) chownSync(seed, spec.user.uid, spec.user.gid);
+}
+
+/** Of a container that runs: its owner has claimed it again. */
+export function tellEpoch(directory: string, epoch: number): void {
+  put(directory, "epoch", String(epoch), 0o644);
+}
+
+function put(directory: string, name: string, text: string, mode: number): string {
+  const path = join(directory, name);
+  rmSync(path, { recursive: true, force: true });
+  writeFileSync(path, `${text}\n`, { mode, flag: "wx" });
+  return path;
 }

@@ -249,6 +249,15 @@ export function engineContract(title: string, bench: EngineBench): void {
       await nothingLeft();
     });
 
+    it("notes that a running container has been claimed again, and tells it", async () => {
+      const instance = await started(fresh());
+      const renewed = await engine.renew(instance, 77);
+      assert.deepEqual(renewed, { ...instance, epoch: 77 });
+      assert.deepEqual(await bench.engine(hosts[0]).find(), [renewed]);
+      if (engine.name !== "process") assert.equal(await get(instance, "/read?path=/run/hakobu/epoch"), "77");
+      await engine.stop(renewed, 1000);
+    });
+
     it("says by its capabilities whether it takes images", async function () {
       if (engine.capabilities.checkpoint) return this.skip();
       const instance = await started(fresh());

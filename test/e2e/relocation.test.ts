@@ -1,7 +1,9 @@
 // The main job, end to end on real parts: etcd, a proxy, two agents in network namespaces, runc and CRIU.
 import assert from "node:assert/strict";
+import { existsSync } from "node:fs";
 import { readdir, readFile, truncate } from "node:fs/promises";
 import { join } from "node:path";
+import { request } from "undici";
 import { cannotRestore, eventually, openTestCluster, type Reply, type TestCluster } from "../lab/cluster.js";
 
 describe("relocation", function () {
@@ -61,6 +63,25 @@ describe("relocation", function () {
     assert.equal(move?.how, "restored", move?.note);
     assert.ok((move?.probeMs ?? 0) >= 40, `probe ${move?.probeMs} ms`);
     assert.equal((await lab.lines(name)).filter((line) => line.event === "start").length, 1);
+    assert.ok(move?.phases["resume"] !== undefined, "the restore began before the claim was won");
+  });
+
+  it("restores ahead for an owner that is late and then answers, runs nothing of it, and leaves nothing", async () => {
+    const { name, hostname, owner, other, state } = await ready();
+    const { address, port } = lab.cluster.agent(other);
+    const answer = await request(`http://${address}:${port}/v1/prepare`, {
+      method: "POST",
+      body: JSON.stringify({ container: name }),
+    });
+    assert.deepEqual([answer.statusCode, await answer.body.json()], [202, { prepares: true }]);
+    const root = join(lab.cluster.stateDir(other), "runc", name, "root");
+    await eventually("it is being restored", () => existsSync(root));
+    const { pid } = (await state()) ?? {};
+    for (let each = 1; each <= 5; each++) assert.equal((await lab.send(hostname)).status, 200);
+    await eventually("nothing of it is left", () => !existsSync(root));
+    assert.deepEqual([await lab.cluster.owner(name), (await state())?.pid], [owner, pid]);
+    const instances = new Set((await lab.lines(name)).map(({ instance }) => instance));
+    assert.equal(instances.size, 1, "only the owner's copy has run");
   });
 
   it("stops the old copy when its host comes back", async () => {
@@ -93,6 +114,8 @@ describe("relocation", function () {
     assert.equal((await state())?.pid, pid);
     const reply = await lab.send(hostname);
     assert.deepEqual([reply.status, json(reply).count], [200, 1]);
+    const { epoch } = (await lab.cluster.placementSeen(name)) ?? {};
+    assert.equal(json(reply).epoch, epoch, "it knows that it was claimed again");
   });
 
   it("brings a container whose process was killed back on its own host", async () => {

@@ -116,6 +116,7 @@ describe("a container with hooks", () => {
       start: () => note("start").then(() => launched),
       restore: () => note("restore").then(() => launched),
       checkpoint: () => note("checkpoint").then(() => []),
+      renew: (instance) => Promise.resolve(instance),
       stop: () => note("stop"),
       alive: () => true,
       listening: () => Promise.resolve(true),
@@ -193,7 +194,7 @@ describe("a container with hooks", () => {
     assert.deepEqual(done, ["restore", "afterRestore"]);
     assert.deepEqual(
       container.activation?.phases.map(({ name }) => name),
-      ["afterRestore hook"],
+      ["find image", "afterRestore hook"],
     );
     container.abandon();
   });

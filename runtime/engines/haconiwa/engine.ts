@@ -16,6 +16,7 @@ import { findCriu, findProgram } from "../../doctor/criu-binary.js";
 import { TcpProber } from "../../probes/tcp.js";
 import { abortError } from "../command.js";
 import { containersIn, readInstance, writeInstance } from "../instance-file.js";
+import { tellEpoch } from "../run-directory.js";
 import { isListening } from "../listening.js";
 import { readOutputLog } from "../output-log.js";
 import { handlesTerm, identify, isRunning, signalProcess, waitUntil } from "../process-table.js";
@@ -148,6 +149,14 @@ export class HaconiwaEngine implements Engine {
       scaleCgroup(this.#cgroups, names, limits);
       await growRootfs(names, limits);
     });
+  }
+
+  async renew(instance: Instance, epoch: number): Promise<Instance> {
+    const names = this.#names(instance.container);
+    const renewed = { ...instance, epoch };
+    tellEpoch(names.run, epoch);
+    writeInstance(names.directory, renewed);
+    return renewed;
   }
 
   async stop(instance: Instance, graceMs: number): Promise<void> {

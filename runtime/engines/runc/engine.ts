@@ -14,7 +14,7 @@ import { abortError, lastLines, runCommand } from "../command.js";
 import { containersIn, readInstance, writeInstance } from "../instance-file.js";
 import { isListening } from "../listening.js";
 import { readOutputLog } from "../output-log.js";
-import { fillRunDirectory } from "../run-directory.js";
+import { fillRunDirectory, tellEpoch } from "../run-directory.js";
 import { handlesTerm, identify, isRunning, signalProcess, waitUntil } from "../process-table.js";
 import { baseLayer } from "./base-layer.js";
 import { findCgroups, scaleCgroup, signalCgroup } from "./cgroup.js";
@@ -200,6 +200,14 @@ export class RuncEngine implements Engine {
     const names = this.#names(instance.container);
     scaleCgroup(this.#sandbox.cgroups, names, limits);
     await growRootfs(names, limits);
+  }
+
+  async renew(instance: Instance, epoch: number): Promise<Instance> {
+    const names = this.#names(instance.container);
+    const renewed = { ...instance, epoch };
+    tellEpoch(names.run, epoch);
+    writeInstance(names.directory, renewed);
+    return renewed;
   }
 
   async stop(instance: Instance, graceMs: number): Promise<void> {
