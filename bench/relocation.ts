@@ -4,7 +4,6 @@
 //   --out DIR     where the results go (default bench/results); results of other applications in there are kept
 // Exit status 1: a request failed, or an application did not come up as it should.
 import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
-import { createServer, type AddressInfo } from "node:net";
 import { cpus, release, totalmem } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
@@ -17,6 +16,7 @@ import { packageRoot } from "../runtime/package-root.js";
 import { type Application, applications, type Database, startDatabase } from "./relocation/applications.js";
 import { experiment, type Measured } from "./relocation/experiment.js";
 import { openFloor } from "./relocation/floor.js";
+import { freePorts } from "./relocation/free-ports.js";
 import { type ApplicationResult, picture, resultOf, type Results, table } from "./relocation/results.js";
 
 /** Databases and data of the applications, kept between runs. */
@@ -165,22 +165,6 @@ function machine(): string {
   const [cpu] = cpus();
   const memory = Math.round(totalmem() / 2 ** 30);
   return `${cpus().length} x ${cpu?.model.trim() ?? "unknown CPU"}, ${memory} GiB, Linux ${release()}`;
-}
-
-/** Held all at once, so that they differ. */
-async function freePorts(count: number): Promise<number[]> {
-  const servers = Array.from({ length: count }, () => createServer().listen(0, "127.0.0.1"));
-  const ports: number[] = [];
-  for (const server of servers) {
-    await new Promise<void>((resolve, reject) => {
-      if (server.listening) return resolve();
-      server.once("listening", resolve);
-      server.once("error", reject);
-    });
-    ports.push((server.address() as AddressInfo).port);
-  }
-  for (const server of servers) await new Promise((resolve) => server.close(resolve));
-  return ports;
 }
 
 try {

@@ -88,6 +88,10 @@ const hostSchema = fields.block({
     stateDir: file.describe("its own files; default: /var/lib/hakobu/<id>"),
     images: fields.absolutePath.default("/var/lib/hakobu/images").describe("checkpoint images, shared by all hosts"),
     capacity: fields.whole(1, 10_000).default(100).describe("containers it may own at once"),
+    startsAtOnce: fields
+      .whole(1, 1000)
+      .optional()
+      .describe("containers that may come up at the same time, the rest wait; default: one per processor, at least 2"),
     engines: listOf(fields.oneOf("runc", "process", "haconiwa"), "runc, process and haconiwa")
       .default(["runc"])
       .describe("what it can run"),
@@ -174,6 +178,7 @@ export interface HostConfig extends ProgramConfig {
     readonly stateDir: string;
     readonly images: string;
     readonly capacity: number;
+    readonly startsAtOnce?: number;
     readonly engines: readonly ("runc" | "process" | "haconiwa")[];
   };
   readonly images: {
@@ -355,7 +360,7 @@ export async function readHostConfig(sources: Sources): Promise<HostConfig> {
   const gathered = await gather(hostSettings, sources);
   const form = check(hostSchema, gathered);
   const { refuse, settle } = collector(gathered.where);
-  const { listen, images, capacity, engines } = form.host;
+  const { listen, images, capacity, startsAtOnce, engines } = form.host;
   const machine = hostname().split(".")[0]?.toLowerCase() ?? "";
   const id = form.host.id ?? machine;
   if (!fields.NAME.test(id)) refuse("host.id", `is missing, and the machine's name "${machine}" cannot be one: set it`);
@@ -377,7 +382,16 @@ export async function readHostConfig(sources: Sources): Promise<HostConfig> {
   const config = {
     etcd: etcdOf(form.etcd, sources.env, refuse),
     log: form.log,
-    host: { id, listen, advertise, stateDir, images, capacity, engines: [...new Set(engines)] },
+    host: {
+      id,
+      listen,
+      advertise,
+      stateDir,
+      images,
+      capacity,
+      ...(startsAtOnce === undefined ? {} : { startsAtOnce }),
+      engines: [...new Set(engines)],
+    },
     images: {
       ...(keyFile === undefined ? {} : { keyFile }),
       encrypt,

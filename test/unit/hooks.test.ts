@@ -116,7 +116,7 @@ describe("a container with hooks", () => {
       start: () => note("start").then(() => launched),
       restore: () => note("restore").then(() => launched),
       checkpoint: () => note("checkpoint").then(() => []),
-      renew: (instance) => Promise.resolve(instance),
+      renew: (renewed) => Promise.resolve(renewed),
       stop: () => note("stop"),
       alive: () => true,
       listening: () => Promise.resolve(true),
