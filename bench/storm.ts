@@ -78,11 +78,12 @@ async function withCluster(
   signal: AbortSignal,
   say: (text: string) => void,
 ): Promise<Round[]> {
-  await rm(home, { recursive: true, force: true });
+  // What else a run that was killed has left, its agents find and remove.
+  await rm(join(home, "shared"), { recursive: true, force: true });
   await mkdir(home, { recursive: true, mode: 0o700 });
   const [port, adminPort] = await freePorts(2);
   const cluster = await createNamespacesCluster({
-    name: "storm",
+    name: "burst",
     hosts: ["a", "b"],
     directory: home,
     proxy: { address: "127.0.0.1", port: port as number },
