@@ -87,6 +87,26 @@ export const relocationMachine = setup({
   guards: {
     nothingToProbe: ({ context }) => context.owner === undefined || context.reason.proven,
     attemptsExhausted: ({ context }) => context.attempts >= context.attemptLimit,
+    ends: (_, outcome: { readonly kind: string }) => outcome.kind === "taken" || outcome.kind === "active",
+  },
+  actions: {
+    /** Another proxy was first, or it serves there. */
+    end: assign({
+      ended: ({ context }, outcome: ChooseOutcome | ClaimOutcome | ActivateOutcome): Ended =>
+        outcome.kind === "taken" ? outcome : { kind: "moved", owner: context.owner as Owner },
+    }),
+    try: assign(({ context }, { host, owner }: { readonly host: string; readonly owner: Owner | undefined }) => ({
+      candidate: host,
+      owner,
+      tried: [...context.tried, host],
+      attempts: context.attempts + 1,
+    })),
+    note: assign({ refusals: ({ context }, why: string) => [...context.refusals, why] }),
+    noteCandidate: assign({
+      refusals: ({ context }, why: string) => [...context.refusals, `${context.candidate}: ${why}`],
+    }),
+    /** M2: what it was to supersede had been released. */
+    tryAgain: assign({ tried: ({ context }) => context.tried.filter((id) => id !== context.candidate) }),
   },
 }).createMachine({
   id: "relocation",
@@ -95,9 +115,7 @@ export const relocationMachine = setup({
   after: {
     deadline: {
       target: ".failed",
-      actions: assign({
-        refusals: ({ context }) => [...context.refusals, `not done within ${context.deadlineMs} ms`],
-      }),
+      actions: { type: "note", params: ({ context }) => `not done within ${context.deadlineMs} ms` },
     },
   },
   initial: "probing",
@@ -129,34 +147,19 @@ export const relocationMachine = setup({
           {
             guard: ({ event }) => event.output.kind === "candidate",
             target: "claiming",
-            actions: assign({
-              candidate: ({ event }) => (event.output.kind === "candidate" ? event.output.host : undefined),
-              owner: ({ event, context }) => (event.output.kind === "candidate" ? event.output.owner : context.owner),
-              tried: ({ event, context }) =>
-                event.output.kind === "candidate" ? [...context.tried, event.output.host] : context.tried,
-              attempts: ({ context }) => context.attempts + 1,
-            }),
+            actions: {
+              type: "try",
+              params: ({ event }) => event.output as Extract<ChooseOutcome, { kind: "candidate" }>,
+            },
           },
           {
-            guard: ({ event }) => event.output.kind === "taken",
+            guard: { type: "ends", params: ({ event }) => event.output },
             target: "done",
-            actions: assign({
-              ended: ({ event }) =>
-                event.output.kind === "taken" ? { kind: "taken" as const, owner: event.output.owner } : undefined,
-            }),
+            actions: { type: "end", params: ({ event }) => event.output },
           },
-          {
-            target: "failed",
-            actions: assign({
-              refusals: ({ event, context }) =>
-                event.output.kind === "none" ? [...context.refusals, event.output.why] : context.refusals,
-            }),
-          },
+          { target: "failed", actions: { type: "note", params: ({ event }) => whyOf(event.output) } },
         ],
-        onError: {
-          target: "failed",
-          actions: assign({ refusals: ({ event, context }) => [...context.refusals, reasonOf(event.error)] }),
-        },
+        onError: { target: "failed", actions: { type: "note", params: ({ event }) => reasonOf(event.error) } },
       },
     },
     claiming: {
@@ -173,30 +176,20 @@ export const relocationMachine = setup({
             }),
           },
           {
-            guard: ({ event }) => event.output.kind === "taken",
+            guard: { type: "ends", params: ({ event }) => event.output },
             target: "done",
-            actions: assign({
-              ended: ({ event }) =>
-                event.output.kind === "taken" ? { kind: "taken" as const, owner: event.output.owner } : undefined,
-            }),
+            actions: { type: "end", params: ({ event }) => event.output },
           },
           {
+            guard: ({ event }) => event.output.kind === "stale",
             target: "choosing",
-            actions: assign({
-              tried: ({ event, context }) =>
-                event.output.kind === "stale" ? context.tried.filter((id) => id !== context.candidate) : context.tried,
-              refusals: ({ event, context }) =>
-                "why" in event.output
-                  ? [...context.refusals, `${context.candidate}: ${event.output.why}`]
-                  : context.refusals,
-            }),
+            actions: ["tryAgain", { type: "noteCandidate", params: ({ event }) => whyOf(event.output) }],
           },
+          { target: "choosing", actions: { type: "noteCandidate", params: ({ event }) => whyOf(event.output) } },
         ],
         onError: {
           target: "choosing",
-          actions: assign({
-            refusals: ({ event, context }) => [...context.refusals, `${context.candidate}: ${reasonOf(event.error)}`],
-          }),
+          actions: { type: "noteCandidate", params: ({ event }) => reasonOf(event.error) },
         },
       },
     },
@@ -207,33 +200,15 @@ export const relocationMachine = setup({
         input: ({ context }) => context,
         onDone: [
           {
-            guard: ({ event }) => event.output.kind === "active",
+            guard: { type: "ends", params: ({ event }) => event.output },
             target: "done",
-            actions: assign({ ended: ({ context }) => ({ kind: "moved", owner: context.owner as Owner }) }),
+            actions: { type: "end", params: ({ event }) => event.output },
           },
-          {
-            guard: ({ event }) => event.output.kind === "taken",
-            target: "done",
-            actions: assign({
-              ended: ({ event }) =>
-                event.output.kind === "taken" ? { kind: "taken" as const, owner: event.output.owner } : undefined,
-            }),
-          },
-          {
-            target: "choosing",
-            actions: assign({
-              refusals: ({ event, context }) =>
-                "why" in event.output
-                  ? [...context.refusals, `${context.candidate}: ${event.output.why}`]
-                  : context.refusals,
-            }),
-          },
+          { target: "choosing", actions: { type: "noteCandidate", params: ({ event }) => whyOf(event.output) } },
         ],
         onError: {
           target: "choosing",
-          actions: assign({
-            refusals: ({ event, context }) => [...context.refusals, `${context.candidate}: ${reasonOf(event.error)}`],
-          }),
+          actions: { type: "noteCandidate", params: ({ event }) => reasonOf(event.error) },
         },
       },
     },
@@ -241,3 +216,7 @@ export const relocationMachine = setup({
     failed: { type: "final" },
   },
 });
+
+function whyOf(outcome: object): string {
+  return "why" in outcome ? String(outcome.why) : "no reason given";
+}
