@@ -122,6 +122,9 @@ export async function createHost(options: HostOptions, signal?: AbortSignal): Pr
     if (incoming.headers[header.container] === undefined) outgoing.writeHead(400).end();
     else void dispatcher.handle(incoming, outgoing, head);
   });
+  const closeEngines = async (): Promise<void> => {
+    await Promise.all(options.engines.map(async (engine) => engine.close?.()));
+  };
   let ended: Promise<void> | undefined;
   const end = (finish: () => Promise<void>): Promise<void> => (ended ??= finish());
   const host: HakobuHost = {
@@ -132,6 +135,7 @@ export async function createHost(options: HostOptions, signal?: AbortSignal): Pr
     close: ({ drain = false } = {}) =>
       end(async () => {
         await actor.close(drain);
+        await closeEngines();
         guard.close();
         await shut(server);
         prober.close();
@@ -140,6 +144,7 @@ export async function createHost(options: HostOptions, signal?: AbortSignal): Pr
     destroy: () =>
       end(async () => {
         actor.abandon();
+        await closeEngines();
         guard.close();
         await shut(server);
         prober.close();

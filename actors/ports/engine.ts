@@ -75,6 +75,8 @@ export interface Engine {
   listening(instance: Instance): Promise<boolean>;
   /** Instances that outlived the agent that started them. Removes what is left of those that did not. */
   find(): Promise<readonly Instance[]>;
+  /** Ends what the engine itself runs; containers go on. Idempotent. */
+  close?(): Promise<void>;
   /** The last lines that the container wrote to its standard output and error. */
   output(container: string, lines: number): Promise<string>;
 }

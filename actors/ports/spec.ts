@@ -46,6 +46,8 @@ export interface ContainerSpec {
   };
   /** Requests (POST) that the application answers with 2xx before an image of it is taken, and after a copy of it was restored. */
   readonly hooks?: { readonly beforeCheckpoint?: string; readonly afterRestore?: string; readonly timeoutMs: number };
+  /** A haco file of the user's own, the same on every host, instead of the generated one. */
+  readonly haconiwa?: { readonly file: string };
   /** What it takes to move the container away from an owner that does not answer. */
   readonly takeover: Takeover;
   /** How its host is asked whether it is there; without `kind` as whoever asks is configured. */

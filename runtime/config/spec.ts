@@ -97,6 +97,7 @@ const schema = fields.block({
     afterRestore: requestPath.exactOptional(),
     timeout: fields.duration(10, 10 * 60 * SECOND).default(2 * SECOND),
   }),
+  haconiwa: fields.block({ file: fields.absolutePath }).optional(),
   takeover: fields.oneOf("fast", "confirmed", "exclusive").default("fast"),
   probe: fields.section({
     kind: fields.oneOf("tcp", "icmp").optional(),
@@ -125,6 +126,8 @@ function contradictions(value: unknown): Problem[] {
       ["onIdle"],
       `suspend takes images: ${process ? "set engine: runc" : "leave checkpoint.onReady out"}, or set stop`,
     );
+  if (spec["haconiwa"] !== undefined && spec["engine"] !== "haconiwa")
+    refuse(["haconiwa"], "is for engine: haconiwa: leave it out, or set that engine");
   const hooks = asSection(spec["hooks"]);
   if (process && spec["hooks"] !== undefined)
     refuse(["hooks"], "the process engine takes no checkpoints: leave them out, or set engine: runc");
@@ -192,6 +195,7 @@ function specOf(form: Form): ContainerSpec {
       timeoutMs: checkpoint.timeout,
     },
     ...(Object.keys(hooks).length === 0 ? {} : { hooks: { ...hooks, timeoutMs } }),
+    ...(form.haconiwa === undefined ? {} : { haconiwa: form.haconiwa }),
     takeover: form.takeover,
     probe: {
       timeoutMs: form.probe.timeout,
@@ -257,10 +261,12 @@ export async function readSpecs(file: string): Promise<ContainerSpec[]> {
  * and what is called after a restore (`hooks.afterRestore`) can change without a restart and without throwing an image away. 16 hex digits of SHA-256 over the canonical JSON (keys in order) of the rest.
  */
 export function specHash(spec: ContainerSpec): string {
-  const { name, engine, rootfs, command, cwd, env, user, port, mounts, checkpoint, hooks } = spec;
+  const { name, engine, rootfs, command, cwd, env, user, port, mounts, checkpoint, hooks, haconiwa } = spec;
   const { at, warmup } = checkpoint;
   const prepared = hooks?.beforeCheckpoint === undefined ? {} : { beforeCheckpoint: hooks.beforeCheckpoint };
-  const what = { name, engine, rootfs, command, cwd, env, user, port, mounts, checkpoint: { at, warmup, ...prepared } };
+  const own = haconiwa === undefined ? {} : { haconiwa };
+  const image = { at, warmup, ...prepared };
+  const what = { name, engine, rootfs, command, cwd, env, user, port, mounts, checkpoint: image, ...own };
   return createHash("sha256").update(canonical(what)).digest("hex").slice(0, 16);
 }
 

@@ -3,19 +3,21 @@
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 import * as fc from "fast-check";
 import type { Suite } from "mocha";
 import type { Instance } from "../../actors/ports/engine.js";
+import type { ContainerSpec } from "../../actors/ports/spec.js";
 import { findProgram } from "../../runtime/doctor/criu-binary.js";
 import { canRestore, examine, missingToRestore } from "../../runtime/doctor/doctor.js";
 import { HaconiwaEngine } from "../../runtime/engines/haconiwa/engine.js";
 import { hacoFile, rubyString } from "../../runtime/engines/haconiwa/haco-file.js";
 import { haconiwaNamesOf } from "../../runtime/engines/haconiwa/names.js";
 import { containerOf, supervisorIn } from "../../runtime/engines/haconiwa/pid-file.js";
+import { bindsOf } from "../../runtime/engines/runc/oci-config.js";
 import { TcpProber } from "../../runtime/probes/tcp.js";
 import { specOf } from "../lab/records.js";
 import {
@@ -104,6 +106,58 @@ function beyondTheContract(this: Suite): void {
   after(async () => {
     if (images !== undefined) await rm(images, { recursive: true, force: true });
   });
+
+  it("runs, images and restores a container by a haco file of the user's own, and takes no image of another one", async () => {
+    const spec = { ...fresh(), haconiwa: { file: join(images, "own.haco") } };
+    await writeFile(spec.haconiwa.file, ownHaco(spec));
+    const { instance } = await engine.start(launchOf(spec), limit());
+    await whenListening(engine, instance);
+    assert.equal(await get(instance, "/env?name=OWN"), "yes");
+    assert.equal(await get(instance, "/count"), "1");
+    const directory = await image();
+    await engine.checkpoint(instance, spec, directory, limit());
+    const before = await engine.fingerprint(spec);
+    await engine.stop(instance, 1000);
+    const restored = await engine.restore(launchOf(spec), directory, limit());
+    assert.equal(await get(restored.instance, "/count"), "2");
+    await engine.stop(restored.instance, 0);
+    await writeFile(spec.haconiwa.file, `${ownHaco(spec)}# changed\n`);
+    assert.notDeepEqual(await engine.fingerprint(spec), before);
+    await nothingLeft(spec.name);
+  });
+
+  it("says what a haco file of the user's own lacks, or that it is not there", async () => {
+    const file = join(images, "lacking.haco");
+    const spec = { ...fresh(), haconiwa: { file } };
+    const refused = (words: RegExp) =>
+      assert.rejects(
+        engine.start(launchOf(spec), limit()),
+        (error) => codeIs("START_FAILED")(error) && words.test(String(error)),
+      );
+    await refused(/cannot be read/);
+    await writeFile(file, ownHaco(spec).replaceAll("HAKOBU_HACONIWA_PID_FILE", "MINE"));
+    await refused(/does not use ENV\["HAKOBU_HACONIWA_PID_FILE"\]/);
+    await nothingLeft(spec.name);
+  });
+
+  /** As a user would write one: what the generated one has as literals comes from the environment. */
+  function ownHaco(spec: ContainerSpec): string {
+    const at = names(spec.name);
+    const generated = hacoFile({ names: at, launch: launchOf(spec), binds: bindsOf(at, spec), criu: "criu" });
+    const literals: readonly (readonly [string, string])[] = [
+      [at.pidFile, "PID_FILE"],
+      [at.restoreLog, "RESTORE_LOG"],
+      [at.bundle, "BUNDLE"],
+    ];
+    const own = literals.reduce(
+      (text, [literal, variable]) => text.replaceAll(rubyString(literal), `ENV["HAKOBU_HACONIWA_${variable}"]`),
+      generated,
+    );
+    return own
+      .replace(/criu_bin_path = .*/, 'criu_bin_path = ENV["HAKOBU_HACONIWA_CRIU"]')
+      .replace(`c.chroot_to ${rubyString(at.root)}`, 'c.chroot_to ENV["HAKOBU_HACONIWA_ROOT"]')
+      .replace("c.environ = { ", 'c.environ = { "OWN" => "yes", ');
+  }
 
   it("reads a pid file that ends with a NUL, and adopts by it", async () => {
     const { instance } = await running();

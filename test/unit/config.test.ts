@@ -62,6 +62,9 @@ describe("a specification", () => {
   it("is stopped when idle, or suspended", () => {
     assert.equal(one(`${MINIMAL}onIdle: stop\n`).onIdle, undefined);
     assert.equal(one(`${MINIMAL}onIdle: suspend\n`).onIdle, "suspend");
+    const own = one(`${MINIMAL}engine: haconiwa\nhaconiwa: { file: /srv/blog.haco }\n`);
+    assert.deepEqual(own.haconiwa, { file: "/srv/blog.haco" });
+    assert.notEqual(specHash(own), specHash(one(`${MINIMAL}engine: haconiwa\n`)));
   });
 
   it("names hooks with their time-out only where there are some", () => {
@@ -174,6 +177,8 @@ describe("a specification", () => {
       ],
       ["a mount is asked of the process engine", "engine: process\nmounts: [{ source: /a, target: /b }]", "mounts[0]"],
       ["a warm-up request is given, and not made", "checkpoint: { at: listen, warmup: /x }", "checkpoint.warmup"],
+      ["a haco file for runc", "haconiwa: { file: /srv/blog.haco }", "haconiwa"],
+      ["a haco file by a relative path", "engine: haconiwa\nhaconiwa: { file: blog.haco }", "haconiwa.file"],
       ["a process is to be suspended", "engine: process\nonIdle: suspend", "onIdle"],
       ["what takes no image is to be suspended", "onIdle: suspend\ncheckpoint: { onReady: false }", "onIdle"],
       ["hooks are asked of the process engine", "engine: process\nhooks: { afterRestore: /x }", "hooks"],

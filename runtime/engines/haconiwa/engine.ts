@@ -26,8 +26,9 @@ import { type Criu, openCriu, removeStaleMountPoints } from "../runc/criu.js";
 import { machineFingerprint, rootfsFingerprint } from "../runc/fingerprint.js";
 import { archiveCommand, growRootfs } from "../runc/rootfs.js";
 import { CriuService } from "./criu-service.js";
-import { hacoFile } from "./haco-file.js";
-import { checkImage, criuDirectory, lastErrorsIn, sealImage } from "./image.js";
+import { hacoFile, ownHacoFile, ownHacoFingerprint } from "./haco-file.js";
+import { checkSizes, criuDirectory, lastErrorsIn } from "../criu-images.js";
+import { sealImage } from "./image.js";
 import { type HaconiwaNames, haconiwaNamesOf } from "./names.js";
 import { containerOf, supervisorIn } from "./pid-file.js";
 import { HaconiwaProgram } from "./program.js";
@@ -96,7 +97,9 @@ export class HaconiwaEngine implements Engine {
       rootfs = rootfsFingerprint(spec.rootfs);
       this.#rootfs.set(spec.rootfs, rootfs);
     }
-    return Promise.resolve(this.#criu === undefined ? { rootfs } : { ...machineFingerprint(this.#criu), rootfs });
+    const machine = this.#criu === undefined ? {} : machineFingerprint(this.#criu);
+    const haco = spec.haconiwa === undefined ? {} : { haco: ownHacoFingerprint(spec.haconiwa.file) };
+    return Promise.resolve({ ...machine, rootfs, ...haco });
   }
 
   async start(launch: Launch, signal: AbortSignal): Promise<Launched> {
@@ -261,15 +264,19 @@ export class HaconiwaEngine implements Engine {
   ): Promise<Launched> {
     const { spec, specHash, epoch } = launch;
     const begunMs = performance.now();
-    const bytes = image === undefined ? 0 : checkImage(spec.name, image);
+    const bytes = image === undefined ? 0 : checkSizes(spec.name, image);
     const { binds, unlimited } = await makeSandbox(this.#context(), names, launch, image, signal);
     if (unlimited.length > 0)
       this.#log.warn({ container: spec.name, unlimited }, "limits that this machine does not enforce");
-    writeFileSync(names.hacoFile, hacoFile({ names, launch, binds, criu: this.#criu?.binary }), { mode: 0o600 });
+    const criu = this.#criu?.binary;
+    const own = spec.haconiwa?.file;
+    const haco = own === undefined ? hacoFile({ names, launch, binds, criu }) : ownHacoFile(own);
+    writeFileSync(names.hacoFile, haco, { mode: 0o600 });
     const madeMs = performance.now();
     const command = image === undefined ? "start" : "restore";
     const images = image === undefined ? {} : { images: criuDirectory(image) };
-    const call = { failure, title: `haconiwa ${command} of ${spec.name}`, signal, ...images };
+    const told = { port: spec.port, epoch, ...(criu === undefined ? {} : { criu }) };
+    const call = { failure, title: `haconiwa ${command} of ${spec.name}`, signal, ...images, ...told };
     await program.up(command, names, this.#cgroups.of(names), call);
     const acceptedMs = performance.now();
     const limitMs = image === undefined ? startLimitMs : restoreLimitMs + (bytes / 1024 / 1024) * restoreLimitMsPerMiB;

@@ -2,8 +2,11 @@
 //
 //   H1  No value of a specification can leave its literal: every byte that means anything inside a Ruby string is written as \xNN.
 //   H2  What differs between two calls for one container comes from the environment: name, address, images, CRIU's service.
+//   H3  A user's own file is taken as it is, with the same environment, and stands beside the container for all calls that follow.
+import { createHash } from "node:crypto";
+import { readFileSync } from "node:fs";
 import type { Launch } from "../../../actors/ports/engine.js";
-import { HakobuError } from "../../../actors/hakobu-error.js";
+import { HakobuError, reasonOf } from "../../../actors/hakobu-error.js";
 import type { Bind } from "../runc/oci-config.js";
 import type { HaconiwaNames } from "./names.js";
 
@@ -13,7 +16,18 @@ export const variables = {
   address: "HAKOBU_HACONIWA_ADDRESS",
   images: "HAKOBU_HACONIWA_IMAGES",
   service: "HAKOBU_HACONIWA_CRIU_SERVICE",
+  /** For a user's own file; the generated one has these as literals. */
+  root: "HAKOBU_HACONIWA_ROOT",
+  pidFile: "HAKOBU_HACONIWA_PID_FILE",
+  bundle: "HAKOBU_HACONIWA_BUNDLE",
+  restoreLog: "HAKOBU_HACONIWA_RESTORE_LOG",
+  criu: "HAKOBU_HACONIWA_CRIU",
+  port: "HAKOBU_HACONIWA_PORT",
+  epoch: "HAKOBU_HACONIWA_EPOCH",
 } as const;
+
+/** Without these Hakobu could not find, image or restore the container. */
+const needed = ["name", "root", "pidFile", "images", "service"] as const;
 
 /** The runc engine's. */
 const capabilities = [
@@ -31,7 +45,7 @@ const capabilities = [
   "cap_sys_chroot",
 ];
 
-const path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const searchPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /** The runc engine gives CRIU the same: TCP connections of the image are closed in the copy, control groups are ours. */
 const criuOptions = ["--manage-cgroups=ignore", "--network-lock", "skip", "--tcp-close", "--file-locks"];
@@ -49,7 +63,7 @@ export interface HacoContext {
 export function hacoFile({ names, launch, binds, criu }: HacoContext): string {
   const { spec, epoch } = launch;
   const environment = {
-    PATH: rubyString(path),
+    PATH: rubyString(searchPath),
     HOST: fromEnvironment("address"),
     PORT: rubyString(String(spec.port)),
     HAKOBU_CONTAINER: rubyString(spec.name),
@@ -95,6 +109,31 @@ export function hacoFile({ names, launch, binds, criu }: HacoContext): string {
   ];
   const body = lines.map((line) => `  ${line}\n`).join("");
   return `# Written by Hakobu at each start and restore of ${spec.name}.\nHaconiwa.define do |c|\n${body}end\n`;
+}
+
+/** H3. @throws HakobuError START_FAILED naming what the file lacks */
+export function ownHacoFile(path: string): string {
+  let text: string;
+  try {
+    text = readFileSync(path, "utf8");
+  } catch (cause) {
+    throw new HakobuError("START_FAILED", `haconiwa.file ${path} cannot be read on this host: ${reasonOf(cause)}`, {
+      cause,
+    });
+  }
+  const missing = needed.map((each) => variables[each]).filter((variable) => !text.includes(variable));
+  if (missing.length === 0) return text;
+  const what = missing.map((variable) => `ENV["${variable}"]`).join(", ");
+  throw new HakobuError("START_FAILED", `haconiwa.file ${path} does not use ${what}; see docs/reference/haconiwa.md`);
+}
+
+/** Changes with the content of a user's own file. */
+export function ownHacoFingerprint(path: string): string {
+  try {
+    return createHash("sha256").update(readFileSync(path)).digest("hex").slice(0, 16);
+  } catch {
+    return "cannot be read";
+  }
 }
 
 /** A Ruby literal of exactly these bytes (UTF-8). @throws HakobuError START_FAILED for a NUL, which ends every argument and variable */

@@ -20,6 +20,10 @@ export interface Call {
   readonly images?: string;
   /** Address of CRIU's service. */
   readonly service?: string;
+  /** What a user's own haco file may ask for when it starts or restores. */
+  readonly criu?: string;
+  readonly port?: number;
+  readonly epoch?: number;
   readonly signal?: AbortSignal;
 }
 
@@ -62,14 +66,28 @@ export class HaconiwaProgram {
     return lastLines(readFileSync(names.said, "utf8"), 3) || "haconiwa said nothing";
   }
 
-  #argv(command: readonly string[], names: HaconiwaNames, { images = "", service = "" }: Call): string[] {
+  #argv(command: readonly string[], names: HaconiwaNames, call: Call): string[] {
+    const { images = "", service = "", criu = "criu", port = 0, epoch = 0 } = call;
+    const values: Readonly<Record<keyof typeof variables, string | number>> = {
+      name: names.name,
+      address: names.address,
+      images,
+      service,
+      root: names.root,
+      pidFile: names.pidFile,
+      bundle: names.bundle,
+      restoreLog: names.restoreLog,
+      criu,
+      port,
+      epoch,
+    };
+    const environment = Object.entries(values).map(
+      ([key, value]) => `${variables[key as keyof typeof variables]}=${value}`,
+    );
     return [
       "env",
       `PATH=${process.env.PATH ?? ""}:${systemPath}`,
-      `${variables.name}=${names.name}`,
-      `${variables.address}=${names.address}`,
-      `${variables.images}=${images}`,
-      `${variables.service}=${service}`,
+      ...environment,
       this.#binary,
       ...command,
       names.hacoFile,

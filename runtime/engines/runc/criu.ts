@@ -21,7 +21,8 @@ import {
 } from "node:fs";
 import { join } from "node:path";
 import { type ErrorCode, HakobuError, reasonOf } from "../../../actors/hakobu-error.js";
-import { lastLines, runCommand } from "../command.js";
+import { runCommand } from "../command.js";
+import { checkSizes, criuDirectory, lastErrorsIn, noteSizes } from "../criu-images.js";
 import type { Names } from "./names.js";
 import type { Bind } from "./oci-config.js";
 import { quote, resolveInside } from "./rootfs.js";
@@ -33,10 +34,6 @@ const common = ["--network-lock", "skip", "--manage-cgroups=ignore", "--tcp-clos
 const temporary = "/tmp";
 const mountPointPrefix = ".criu.mntns.";
 const staleAfterMs = 10 * 60_000;
-/** The part of an image's directory that is CRIU's. */
-const criuDirectory = "criu";
-/** The sizes of CRIU's files: it reads for ever from a file of pages that was cut off. */
-const sizesName = "sizes.json";
 /** A dump that is killed half-way can take the container with it. */
 const dumpPatienceMs = 3_000;
 /** A restore that takes longer hangs: this, and this much for each MiB of the image. */
@@ -95,7 +92,7 @@ export interface DumpOptions {
 /** The container goes on running. @throws HakobuError CHECKPOINT_FAILED */
 export async function dump(criu: Criu, names: Names, options: DumpOptions): Promise<void> {
   const { pid, directory, binds, whileFrozen, timeoutMs, signal } = options;
-  const images = join(directory, criuDirectory);
+  const images = criuDirectory(directory);
   mkdirSync(images, { mode: 0o700 });
   const network = statSync(`/proc/${pid}/ns/net`).ino;
   const script = join(names.bundle, "while-frozen.sh");
@@ -123,7 +120,7 @@ export async function dump(criu: Criu, names: Names, options: DumpOptions): Prom
         patienceMs: dumpPatienceMs,
       }),
   );
-  writeFileSync(join(directory, sizesName), JSON.stringify(sizesOf(images)));
+  noteSizes(directory);
 }
 
 export interface RestoreOptions {
@@ -144,11 +141,11 @@ export interface RestoreOptions {
  */
 export async function restore(criu: Criu, names: Names, options: RestoreOptions): Promise<number> {
   const { directory, binds, cgroups, ready, stopped, signal } = options;
-  const bytes = checkSizes(names, directory);
+  const bytes = checkSizes(names.container, directory);
   const enter = cgroups.map((each) => `echo 0 >${quote(join(each, "cgroup.procs"))} || exit\n`).join("");
   // The caller's end, with or without a word, ends it.
   const script = `${enter}read -r go && exec "$@" 3<${quote(names.namespaceFile)} </dev/null`;
-  const images = join(directory, criuDirectory);
+  const images = criuDirectory(directory);
   const argv = ["/bin/sh", "-c", script, "sh", ...criu.prefix, criu.binary, "restore", "-d", ...common].concat(
     ["-D", images, "-W", names.bundle, "-o", "restore.log", "-v1", "--pidfile", names.pidFile],
     ["--root", names.root, "--inherit-fd", "fd[3]:extRootNetNS", ...(stopped ? ["--leave-stopped"] : [])],
@@ -173,28 +170,6 @@ export async function restore(criu: Criu, names: Names, options: RestoreOptions)
   return Number(readFileSync(names.pidFile, "utf8"));
 }
 
-/** @returns the bytes of CRIU's files. @throws HakobuError RESTORE_FAILED where they are not those that the dump wrote */
-function checkSizes(names: Names, directory: string): number {
-  const refuse = (why: string): never => {
-    throw new HakobuError("RESTORE_FAILED", `the restore of ${names.container} failed: its image ${why}`);
-  };
-  let wanted: Readonly<Record<string, number>> = {};
-  let found: Readonly<Record<string, number>> = {};
-  try {
-    wanted = JSON.parse(readFileSync(join(directory, sizesName), "utf8")) as Record<string, number>;
-    found = sizesOf(join(directory, criuDirectory));
-  } catch (error) {
-    refuse(`cannot be read: ${reasonOf(error)}`);
-  }
-  for (const [name, bytes] of Object.entries(wanted))
-    if (found[name] !== bytes) refuse(`has ${found[name] ?? "no"} bytes of ${name} instead of ${bytes}`);
-  return Object.values(wanted).reduce((sum, bytes) => sum + bytes, 0);
-}
-
-function sizesOf(directory: string): Record<string, number> {
-  return Object.fromEntries(readdirSync(directory).map((name) => [name, statSync(join(directory, name)).size]));
-}
-
 async function logged(
   code: ErrorCode,
   title: string,
@@ -213,18 +188,6 @@ async function logged(
       (error.code !== code && error.code !== "DEADLINE_EXCEEDED")
     )
       throw error;
-    throw new HakobuError(code, `${title} failed: ${lastLogLines(log)} (${reasonOf(error)})`, { cause: error });
-  }
-}
-
-function lastLogLines(path: string): string {
-  try {
-    const errors = readFileSync(path, "utf8")
-      .split("\n")
-      // Harmless, and said on every machine without CAP_SYS_RESOURCE.
-      .filter((line) => line.includes("Error") && !line.includes("Can't setup RLIMIT_NOFILE"));
-    return errors.length === 0 ? "CRIU's log says nothing" : lastLines(errors.join("\n"), 4);
-  } catch {
-    return "CRIU wrote no log";
+    throw new HakobuError(code, `${title} failed: ${lastErrorsIn(log)} (${reasonOf(error)})`, { cause: error });
   }
 }
