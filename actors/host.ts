@@ -22,6 +22,7 @@ import type { HostRecord, Membership, Placement, PlacementStore, SpecRecord } fr
 import type { Prober } from "./ports/prober.js";
 import type { ContainerSpec } from "./ports/spec.js";
 import type { TraceContext } from "./ports/tracer.js";
+import { NextInLine } from "./next-in-line.js";
 import { moveLimitMs, PlannedMoves } from "./planned-moves.js";
 import { Releases } from "./releases.js";
 import { Standbys } from "./standbys.js";
@@ -30,6 +31,8 @@ import { Vacancies } from "./vacancies.js";
 export interface HostDeps extends Omit<ContainerDeps, "engine" | "admission" | "standbys"> {
   /** Containers that may come up at the same time; more only make each other late. */
   readonly startsAtOnce: number;
+  /** Of images that are kept in memory for containers that this host would take next. 0: none. */
+  readonly warmBytes: number;
   readonly engines: ReadonlyMap<string, Engine>;
   readonly store: PlacementStore;
   readonly view: ClusterView;
@@ -72,6 +75,7 @@ export class HostActor {
   readonly #releases: Releases;
   readonly #moves: PlannedMoves;
   readonly #standbys: Standbys;
+  readonly #nextInLine: NextInLine;
 
   constructor(deps: HostDeps, record: HostRecord) {
     this.#deps = deps;
@@ -103,6 +107,7 @@ export class HostActor {
       wanted: (container) => this.#containers.has(container) || this.#claiming.has(container),
     });
     this.#standbys = new Standbys({ ...deps, admission: this.#admission });
+    this.#nextInLine = new NextInLine({ ...deps, hostId: record.id, limitBytes: deps.warmBytes });
     this.#moves = new PlannedMoves({
       ...deps,
       hostId: record.id,
@@ -192,6 +197,7 @@ export class HostActor {
     this.#stopNoticing();
     this.#vacancies.close();
     this.#releases.close();
+    void this.#nextInLine.close();
     this.#membership?.abandon();
     for (const container of this.#containers.values()) container.abandon();
     this.#containers.clear();

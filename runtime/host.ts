@@ -40,6 +40,8 @@ export interface HostOptions {
   readonly fingerprint?: Readonly<Record<string, string>>;
   /** Containers that may come up at the same time. Default: one for each processor, at least 2. */
   readonly startsAtOnce?: number;
+  /** Of images of other hosts' containers that are read ahead. Default 1 GiB; 0: none. */
+  readonly warmBytes?: number;
   readonly maxWaiting?: number;
   readonly replayLimitBytes?: number;
   readonly requestTimeoutMs?: number;
@@ -79,6 +81,7 @@ export async function createHost(options: HostOptions, signal?: AbortSignal): Pr
       store,
       view,
       images,
+      warmBytes: options.warmBytes ?? 2 ** 30,
       startsAtOnce: options.startsAtOnce ?? Math.max(2, availableParallelism()),
       prober,
       guard,

@@ -72,6 +72,8 @@ export interface ImageUse {
 export interface ImageStore {
   /** The newest image of that specification that matches the fingerprint and is whole. */
   find(record: SpecRecord, fingerprint: Readonly<Record<string, string>>): Promise<FoundImage>;
+  /** Reads its files, so that a restore finds them in memory. Nothing where it has been removed. @throws the signal's reason */
+  warm(image: Image, signal: AbortSignal): Promise<void>;
   /** @returns undefined when it has been removed meanwhile. @throws HakobuError RESTORE_FAILED where it is damaged; the signal's reason */
   use(image: Image, signal: AbortSignal): Promise<ImageUse | undefined>;
   begin(container: string, epoch: number): Promise<ImageDraft>;

@@ -92,6 +92,10 @@ const hostSchema = fields.block({
       .whole(1, 1000)
       .optional()
       .describe("containers that may come up at the same time, the rest wait; default: one per processor, at least 2"),
+    warmImages: fields
+      .size(0, PiB, "1GiB")
+      .default(1024 * MiB)
+      .describe("how much of the images that it would be asked for next is kept in memory; 0B: nothing"),
     engines: listOf(fields.oneOf("runc", "process", "haconiwa"), "runc, process and haconiwa")
       .default(["runc"])
       .describe("what it can run"),
@@ -179,6 +183,7 @@ export interface HostConfig extends ProgramConfig {
     readonly images: string;
     readonly capacity: number;
     readonly startsAtOnce?: number;
+    readonly warmBytes: number;
     readonly engines: readonly ("runc" | "process" | "haconiwa")[];
   };
   readonly images: {
@@ -360,7 +365,7 @@ export async function readHostConfig(sources: Sources): Promise<HostConfig> {
   const gathered = await gather(hostSettings, sources);
   const form = check(hostSchema, gathered);
   const { refuse, settle } = collector(gathered.where);
-  const { listen, images, capacity, startsAtOnce, engines } = form.host;
+  const { listen, images, capacity, startsAtOnce, warmImages: warmBytes, engines } = form.host;
   const machine = hostname().split(".")[0]?.toLowerCase() ?? "";
   const id = form.host.id ?? machine;
   if (!fields.NAME.test(id)) refuse("host.id", `is missing, and the machine's name "${machine}" cannot be one: set it`);
@@ -390,6 +395,7 @@ export async function readHostConfig(sources: Sources): Promise<HostConfig> {
       images,
       capacity,
       ...(startsAtOnce === undefined ? {} : { startsAtOnce }),
+      warmBytes,
       engines: [...new Set(engines)],
     },
     images: {

@@ -49,6 +49,7 @@ import { format } from "./manifest.js";
 import type { PrivateMemory } from "./private-memory.js";
 import { codeOf, openToReaders, takeReference } from "./reference.js";
 import { openSealedFile, sealFile } from "./sealed-file.js";
+import { warmPages } from "./warm-pages.js";
 import { lastRun, noteRun, putSuspended, takeAside } from "./suspended.js";
 
 /** After a restore the machine has better things to do than to read the image again. */
@@ -124,6 +125,10 @@ export class DirectoryImageStore implements ImageStore {
     if (specHash !== undefined && manifest.specHash !== specHash) return "it was taken with another specification";
     const differs = fingerprint === undefined ? undefined : difference(manifest.fingerprint, fingerprint);
     return differs ?? damage(image, alwaysDigestedBytes, this.#options.key !== undefined);
+  }
+
+  warm(image: Image, signal: AbortSignal): Promise<void> {
+    return warmPages(image, signal);
   }
 
   async use(image: Image, signal: AbortSignal): Promise<ImageUse | undefined> {
