@@ -129,12 +129,20 @@ describe("a crash at each step of a move", function () {
     return { name, hostname, reply };
   }
 
-  it("has one owner when the proxy is killed while a host claims", async () => {
-    const { name, hostname, reply } = await interrupted("membership.claim.after", () => lab.cluster.killProxy());
-    await reply;
-    await lab.cluster.startProxy();
-    await settled(name, hostname);
-  });
+  for (const point of [
+    "membership.claim.before",
+    "membership.claim.after",
+    "engine.standby.before",
+    "engine.standby.after",
+    "standby.run.before",
+    "standby.run.after",
+  ])
+    it(`has one owner when the proxy is killed while a host is at ${point}`, async () => {
+      const { name, hostname, reply } = await interrupted(point, () => lab.cluster.killProxy());
+      await reply;
+      await lab.cluster.startProxy();
+      await settled(name, hostname);
+    });
 
   for (const point of [
     "membership.claim.before",
