@@ -19,6 +19,7 @@ import type { Activation, HostClient } from "./ports/host-client.js";
 import type { Log } from "./ports/log.js";
 import type { HostRecord, Placement, SpecRecord } from "./ports/placement-store.js";
 import type { Span, TraceContext, Tracer } from "./ports/tracer.js";
+import { type MoveReport, named, untilFirstResponse } from "./move-report.js";
 import type { ReachabilityActor } from "./reachability.js";
 import type { ActorRegistry } from "./registry.js";
 
@@ -34,27 +35,6 @@ export interface RelocationDeps {
   readonly deadlineMs: number;
   /** Moves of one container on suspicion alone, in a minute; beyond that it stays where it is. */
   readonly movesPerMinute: number;
-}
-
-/** One move that ended with an owner, for the table, the log and the admin API. Milliseconds. */
-export interface MoveReport {
-  readonly container: string;
-  readonly from: string | undefined;
-  readonly to: string;
-  readonly epoch: number;
-  readonly reason: string;
-  readonly at: string;
-  readonly traceId: string;
-  readonly how: Activation["how"] | undefined;
-  readonly note: string | undefined;
-  readonly image: string | undefined;
-  readonly bytes: number | undefined;
-  readonly probeMs: number;
-  readonly claimMs: number;
-  readonly activateMs: number;
-  /** What the activation consisted of, on the host. `ahead: ...`: done while the proxy still probed, or the host claimed. */
-  readonly phases: Readonly<Record<string, number>>;
-  firstResponseMs: number | undefined;
 }
 
 export interface Move {
@@ -249,7 +229,7 @@ export class Relocations {
       return { ended, context: span.context, answered() {} };
     }
     if (owner !== undefined) this.#count(name);
-    return this.#report(ended, span, trigger, {
+    const report: MoveReport = {
       container: name,
       from: owner?.host,
       to: ended.owner.host,
@@ -264,48 +244,13 @@ export class Relocations {
       probeMs: timing.probe,
       claimMs: timing.claim,
       activateMs: timing.activate,
-      phases: Object.fromEntries(
-        activation?.phases.map(({ name: phase, ms, ahead }) => [ahead === true ? `ahead: ${phase}` : phase, ms]) ?? [],
-      ),
+      phases: named(activation?.phases ?? []),
       firstResponseMs: undefined,
-    });
-  }
-
-  #report(ended: Ended, span: Span, trigger: Trigger, report: MoveReport): Move {
-    const { clock, log } = this.#deps;
-    span.set({ "hakobu.how": report.how, "hakobu.image": report.image, "hakobu.bytes": report.bytes });
+    };
     this.reports.push(report);
     if (this.reports.length > reportLimit) this.reports.shift();
-    const activeMs = clock.now();
-    const first = span.child("first response");
-    let over = false;
-    const end = (answered: boolean): void => {
-      if (over) return;
-      over = true;
-      clock.clearTimeout(timer);
-      if (answered) report.firstResponseMs = clock.now() - activeMs;
-      first.end(answered ? undefined : "nobody waited for it any more");
-      span.end();
-      const rounded = (ms: number): number => Math.round(ms * 10) / 10;
-      log.info(
-        {
-          container: report.container,
-          from: report.from,
-          to: report.to,
-          epoch: report.epoch,
-          how: report.how,
-          reason: trigger.reason.text,
-          probeMs: rounded(report.probeMs),
-          claimMs: rounded(report.claimMs),
-          activateMs: rounded(report.activateMs),
-          firstResponseMs: report.firstResponseMs === undefined ? undefined : rounded(report.firstResponseMs),
-          traceId: report.traceId,
-        },
-        report.from === undefined ? "placed" : "relocated",
-      );
-    };
-    const timer = clock.setTimeout(() => end(false), this.#deps.deadlineMs) as number;
-    return { ended, context: span.context, answered: () => end(true) };
+    const answered = untilFirstResponse({ clock, log, limitMs: this.#deps.deadlineMs }, report, span);
+    return { ended, context: span.context, answered };
   }
 
   async #probe(context: RelocationContext, record: SpecRecord): Promise<"alive" | "dead"> {

@@ -9,7 +9,7 @@ import { join } from "node:path";
 import { parseArgs } from "node:util";
 import Table from "cli-table3";
 import { HakobuError, reasonOf } from "../actors/hakobu-error.js";
-import type { MoveReport } from "../actors/relocation.js";
+import type { MoveReport } from "../actors/move-report.js";
 import { fail, progress } from "../runtime/cli/output.js";
 import { specRecord } from "../runtime/config/spec.js";
 import { canRestore, examine, missingToRestore } from "../runtime/doctor/doctor.js";

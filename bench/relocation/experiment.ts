@@ -4,7 +4,7 @@ import { setTimeout as wait } from "node:timers/promises";
 import { HakobuError } from "../../actors/hakobu-error.js";
 import type { SpecRecord } from "../../actors/ports/placement-store.js";
 import type { ContainerSpec } from "../../actors/ports/spec.js";
-import type { MoveReport } from "../../actors/relocation.js";
+import type { MoveReport } from "../../actors/move-report.js";
 import { specRecord } from "../../runtime/config/spec.js";
 import { failed, get, load, median, type Sample } from "../../runtime/experiment/load.js";
 import type { NamespacesCluster } from "../../runtime/local/namespaces.js";

@@ -1,7 +1,7 @@
 // What the experiment shows: response time over the run with the relocation marked, and the table beside it.
 import asciichart from "asciichart";
 import Table from "cli-table3";
-import type { MoveReport } from "../../actors/relocation.js";
+import type { MoveReport } from "../../actors/move-report.js";
 import { failed, median, type Sample } from "./load.js";
 
 export interface Run {

@@ -3,7 +3,7 @@
 // addresses in this process (loopback.ts).
 import type { HostStatus } from "../dispatcher/control.js";
 import type { SpecRecord } from "../../actors/ports/placement-store.js";
-import type { MoveReport } from "../../actors/relocation.js";
+import type { MoveReport } from "../../actors/move-report.js";
 
 export interface LocalCluster {
   readonly mode: "namespaces" | "loopback";

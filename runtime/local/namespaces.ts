@@ -12,7 +12,7 @@ import { stringify } from "yaml";
 import { HakobuError } from "../../actors/hakobu-error.js";
 import type { Log } from "../../actors/ports/log.js";
 import type { HostRecord, Placement, SpecRecord } from "../../actors/ports/placement-store.js";
-import type { MoveReport } from "../../actors/relocation.js";
+import type { MoveReport } from "../../actors/move-report.js";
 import type { HostStatus } from "../dispatcher/control.js";
 import { path } from "../dispatcher/protocol.js";
 import { containersIn, readInstance } from "../engines/instance-file.js";
