@@ -21,6 +21,7 @@ import type { SpecRecord } from "./ports/placement-store.js";
 import type { ContainerSpec } from "./ports/spec.js";
 import { addPhases, type Span, type TraceContext, type Tracer } from "./ports/tracer.js";
 import type { ActorRegistry } from "./registry.js";
+import { named } from "./move-report.js";
 import { forgetSuspended, type RestorationDeps, restore } from "./restoration.js";
 
 export interface ContainerDeps extends RestorationDeps {
@@ -407,7 +408,7 @@ export class ContainerActor {
         epoch: this.epoch,
         how: activation.how,
         ...(activation.note === undefined ? {} : { note: activation.note }),
-        phases: Object.fromEntries(activation.phases.map(({ name, ms }) => [name, Math.round(ms * 10) / 10])),
+        phases: named(activation.phases.map(({ ms, ...phase }) => ({ ...phase, ms: Math.round(ms * 10) / 10 }))),
       },
       "container runs",
     );
