@@ -43,6 +43,13 @@ export interface ContainerSpec {
     /** Path of the one GET, without cookies, that decides readiness and warms the application up. */
     readonly warmup: string;
     readonly timeoutMs: number;
+    /** Golden images are taken again: when the root filesystem or the specification changed, and as named here. Absent: never. */
+    readonly refresh?: {
+      /** Since the newest good one was taken. */
+      readonly everyMs?: number;
+      /** When what lies there changed: absolute paths as the hosts see them, the same on each. */
+      readonly paths: readonly string[];
+    };
   };
   /** Requests (POST) that the application answers with 2xx before an image of it is taken, and after a copy of it was restored. */
   readonly hooks?: { readonly beforeCheckpoint?: string; readonly afterRestore?: string; readonly timeoutMs: number };

@@ -32,6 +32,12 @@ const hostname = fields.field(
 
 const requestPath = fields.text("the path of a request, such as /health", /^\/[\x21-\x7e]*$/);
 
+const watchedPathsAtMost = 16;
+
+const watchedPath = fields.field("the absolute path of content, and not of the whole file system", (input) =>
+  typeof input === "string" && input !== "/" && fields.isPlainPath(input) ? input : undefined,
+);
+
 /** CPUs, and bytes of memory. */
 export const limit = {
   cpus: fields.field("a number of CPUs from 0.01 to 1024, such as 0.5", (input) =>
@@ -40,7 +46,7 @@ export const limit = {
   memory: fields.size(4 * MiB, 2 ** 44, "512MiB"),
 };
 
-function list<T>(item: z.ZodType<T>, expected: string, least = 0): z.ZodType<T[]> {
+function list<T>(item: z.ZodType<T>, expected: string, least = 0): z.ZodArray<z.ZodType<T>> {
   const message = (issue: { input?: unknown }): string =>
     issue.input === undefined ? `expected ${expected}, it is missing` : `expected ${expected}`;
   return z.array(item, { error: message }).min(least, { error: `expected ${expected}` });
@@ -91,6 +97,16 @@ const schema = fields.block({
     at: fields.oneOf("listen", "warm").default("warm"),
     warmup: requestPath.default("/"),
     timeout: fields.duration(SECOND, HOUR).default(60 * SECOND),
+    refresh: fields
+      .block({
+        every: fields.duration(60 * SECOND, YEAR).exactOptional(),
+        paths: list(watchedPath, "a list of absolute paths, such as [/shared/blog]")
+          .max(watchedPathsAtMost, {
+            error: `expected at most ${watchedPathsAtMost} paths: name the directory above them`,
+          })
+          .default([]),
+      })
+      .exactOptional(),
   }),
   hooks: fields.section({
     beforeCheckpoint: requestPath.exactOptional(),
@@ -135,6 +151,7 @@ function contradictions(value: unknown): Problem[] {
     refuse(["hooks", "timeout"], "is of no hook: name beforeCheckpoint or afterRestore, or leave it out");
   if (checkpoint["at"] === "listen" && checkpoint["warmup"] !== undefined)
     refuse(["checkpoint", "warmup"], "is not requested with at: listen: leave one of the two out");
+  if (checkpoint["refresh"] !== undefined) refuseRefresh(spec, checkpoint, refuse);
   for (const key of Object.keys(asSection(spec["env"])))
     if (key.startsWith("HAKOBU_")) refuse(["env", key], "names that begin with HAKOBU_ are set by Hakobu");
   const command = spec["command"];
@@ -161,12 +178,36 @@ function contradictions(value: unknown): Problem[] {
   return problems;
 }
 
+/** Images are taken again from a second copy that nobody reaches: where there may be none, and where there are no images. */
+function refuseRefresh(
+  spec: Readonly<Record<string, unknown>>,
+  checkpoint: Readonly<Record<string, unknown>>,
+  refuse: (path: Problem["path"], message: string) => void,
+): void {
+  const path = ["checkpoint", "refresh"];
+  const { engine, takeover } = spec;
+  if (checkpoint["onReady"] === false) refuse(path, "refreshes images, and checkpoint.onReady is false: leave one out");
+  if (takeover === "exclusive")
+    refuse(
+      path,
+      "starts a second copy of the application beside its owner, to image it, and takeover: exclusive promises that there " +
+        "is never one: leave refresh out, or set takeover: confirmed",
+    );
+  if (engine === "process") refuse(path, "the process engine takes no checkpoints: leave it out, or set engine: runc");
+  if (engine === "haconiwa")
+    refuse(path, "the haconiwa engine cannot start a copy that no client reaches: leave it out, or set engine: runc");
+}
+
 function covers(outer: string, inner: string): boolean {
   return outer === "/" || inner === outer || inner.startsWith(`${outer}/`);
 }
 
 function asSection(value: unknown): Readonly<Record<string, unknown>> {
   return typeof value === "object" && value !== null ? (value as Record<string, unknown>) : {};
+}
+
+function refreshOf({ every, paths }: NonNullable<Form["checkpoint"]["refresh"]>) {
+  return { ...(every === undefined ? {} : { everyMs: every }), paths };
 }
 
 function specOf(form: Form): ContainerSpec {
@@ -193,6 +234,7 @@ function specOf(form: Form): ContainerSpec {
       at: checkpoint.at,
       warmup: checkpoint.warmup,
       timeoutMs: checkpoint.timeout,
+      ...(checkpoint.refresh === undefined ? {} : { refresh: refreshOf(checkpoint.refresh) }),
     },
     ...(Object.keys(hooks).length === 0 ? {} : { hooks: { ...hooks, timeoutMs } }),
     ...(form.haconiwa === undefined ? {} : { haconiwa: form.haconiwa }),
@@ -257,8 +299,8 @@ export async function readSpecs(file: string): Promise<ContainerSpec[]> {
 /**
  * Changes exactly when what runs changes: an image, or a running copy, of another hash is of another program. How the
  * container is reached (`hostnames`), watched (`probe`, `takeover`), timed (`idleTimeout`, `startTimeout`, `stopGrace`,
- * `checkpoint.timeout`), limited (`limits`), what becomes of it when idle (`onIdle`), whether an image is taken (`checkpoint.onReady`)
- * and what is called after a restore (`hooks.afterRestore`) can change without a restart and without throwing an image away. 16 hex digits of SHA-256 over the canonical JSON (keys in order) of the rest.
+ * `checkpoint.timeout`), limited (`limits`), what becomes of it when idle (`onIdle`), whether and when an image is taken (`checkpoint.onReady`,
+ * `checkpoint.refresh`) and what is called after a restore (`hooks.afterRestore`) can change without a restart and without throwing an image away. 16 hex digits of SHA-256 over the canonical JSON (keys in order) of the rest.
  */
 export function specHash(spec: ContainerSpec): string {
   const { name, engine, rootfs, command, cwd, env, user, port, mounts, checkpoint, hooks, haconiwa } = spec;

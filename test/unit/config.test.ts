@@ -67,6 +67,21 @@ describe("a specification", () => {
     assert.notEqual(specHash(own), specHash(one(`${MINIMAL}engine: haconiwa\n`)));
   });
 
+  it("has its images taken again where it says when, or only that they are to be", () => {
+    const refresh = (text: string) => one(`${MINIMAL}checkpoint: { refresh: ${text} }\n`).checkpoint.refresh;
+    assert.deepEqual(refresh("{ every: 1h30m, paths: [/shared/blog, /srv/theme.css] }"), {
+      everyMs: 5_400_000,
+      paths: ["/shared/blog", "/srv/theme.css"],
+    });
+    assert.deepEqual(refresh("{}"), { paths: [] });
+    assert.equal("refresh" in one(MINIMAL).checkpoint, false);
+  });
+
+  it("says why images of an exclusive application are not taken again, and the way out", () => {
+    const [line = ""] = refusal(`${MINIMAL}takeover: exclusive\ncheckpoint: { refresh: { every: 1h } }\n`);
+    assert.match(line, /^blog\.yaml:5:\d+: checkpoint\.refresh: .*second copy.*owner.*(leave refresh out).*confirmed$/);
+  });
+
   it("names hooks with their time-out only where there are some", () => {
     assert.deepEqual(one(`${MINIMAL}hooks: { afterRestore: /hakobu/restored }\n`).hooks, {
       afterRestore: "/hakobu/restored",
@@ -181,6 +196,22 @@ describe("a specification", () => {
       ["a haco file by a relative path", "engine: haconiwa\nhaconiwa: { file: blog.haco }", "haconiwa.file"],
       ["a process is to be suspended", "engine: process\nonIdle: suspend", "onIdle"],
       ["what takes no image is to be suspended", "onIdle: suspend\ncheckpoint: { onReady: false }", "onIdle"],
+      [
+        "a second copy of an exclusive one is asked for",
+        "takeover: exclusive\ncheckpoint: { refresh: {} }",
+        "checkpoint.refresh",
+      ],
+      ["no image is refreshed", "checkpoint: { onReady: false, refresh: { every: 1h } }", "checkpoint.refresh"],
+      ["images are asked of the process engine", "engine: process\ncheckpoint: { refresh: {} }", "checkpoint.refresh"],
+      ["Haconiwa is to start a shadow", "engine: haconiwa\ncheckpoint: { refresh: {} }", "checkpoint.refresh"],
+      ["a refresh never ends", "checkpoint: { refresh: { every: 1s } }", "checkpoint.refresh.every"],
+      ["a watched path is relative", "checkpoint: { refresh: { paths: [a] } }", "checkpoint.refresh.paths[0]"],
+      ["a whole file system is watched", "checkpoint: { refresh: { paths: [/] } }", "checkpoint.refresh.paths[0]"],
+      [
+        "too much is watched",
+        `checkpoint: { refresh: { paths: [${Array.from({ length: 17 }, (_, n) => `/a${n}`).join(", ")}] } }`,
+        "checkpoint.refresh.paths",
+      ],
       ["hooks are asked of the process engine", "engine: process\nhooks: { afterRestore: /x }", "hooks"],
       ["a hook is no path", "hooks: { afterRestore: x }", "hooks.afterRestore"],
       ["a hook is not known", "hooks: { onRestore: /x }", "hooks.onRestore"],
@@ -313,6 +344,7 @@ describe("the hash of a specification", () => {
       { takeover: "exclusive" },
       { probe: { timeoutMs: 50, kind: "icmp" } },
       { checkpoint: { ...spec.checkpoint, onReady: false, timeoutMs: 1000 } },
+      { checkpoint: { ...spec.checkpoint, refresh: { everyMs: 60_000, paths: ["/a"] } } },
       { env: { B: "2", A: "1" } },
       { limits: { cpus: 2, memoryMiB: 512, pids: 7 } },
       { onIdle: "suspend" },
