@@ -12,6 +12,8 @@ export interface Manifest {
   readonly format: 1;
   readonly container: string;
   readonly epoch: number;
+  /** Among the golden images of one epoch, which are refreshed ones: a greater one is newer. Absent: 0. */
+  readonly sequence?: number;
   readonly specHash: string;
   readonly engine: string;
   readonly at: "listen" | "warm";
@@ -21,6 +23,8 @@ export interface Manifest {
   readonly fingerprint: Readonly<Record<string, string>>;
   /** ISO 8601. */
   readonly taken: string;
+  /** What lay at the watched paths before the copy that it is of was started (Content.digest). Absent: not looked at. */
+  readonly content?: string;
   /** Every file of the image with its size in bytes, and its SHA-256 in hex. */
   readonly files: Readonly<Record<string, { readonly bytes: number; readonly sha256: string }>>;
   /** Of an encrypted image, whose `files` are as they lie there: encrypted. The salt in hex. */
@@ -30,7 +34,7 @@ export interface Manifest {
 }
 
 /** What the taker of an image knows of it; the store adds the rest. */
-export type Taken = Omit<Manifest, "format" | "files" | "encryption" | "mac">;
+export type Taken = Omit<Manifest, "format" | "sequence" | "files" | "encryption" | "mac">;
 
 export interface Image {
   readonly manifest: Manifest;
@@ -42,6 +46,8 @@ export interface Image {
 export interface SkippedImage {
   readonly container: string;
   readonly epoch: number;
+  readonly sequence?: number;
+  readonly tier?: Tier;
   readonly reason: string;
 }
 
@@ -54,7 +60,10 @@ export interface FoundImage {
 export interface ImageDraft {
   /** Empty when handed out. */
   readonly directory: string;
-  /** Syncs the files, writes the manifest, renames. Readers see the whole image or none; none when `signal` aborts before the rename. */
+  /**
+   * Syncs the files, writes the manifest, renames. Readers see the whole image or none; none when `signal` aborts before the rename.
+   * A golden one stands beside those that are there, which serve until then, and is newer than all of its epoch.
+   */
   publish(manifest: Taken, signal?: AbortSignal): Promise<Image>;
   /** Idempotent; nothing after `publish`. */
   discard(): Promise<void>;
@@ -87,6 +96,6 @@ export interface ImageStore {
   remove(image: Image): Promise<void>;
   /** Keeps a bad image for people to look at, and out of every later `find`. */
   setAside(image: Image, reason: string): Promise<void>;
-  /** All images of a container, newest first, the bad ones with their reason. */
+  /** All images of a container: the suspended one, then golden ones, newest first, the bad ones with their reason. */
   list(container?: string): Promise<readonly (Image | SkippedImage)[]>;
 }

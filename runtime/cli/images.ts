@@ -3,13 +3,14 @@ import Table from "cli-table3";
 import type { Command } from "commander";
 import { reasonOf } from "../../actors/hakobu-error.js";
 import { noLog } from "../../actors/ports/log.js";
-import type { Image, SkippedImage } from "../../actors/ports/image-store.js";
+import type { Image, SkippedImage, Tier } from "../../actors/ports/image-store.js";
 import type { SpecRecord } from "../../actors/ports/placement-store.js";
 import { type HostConfig, hostSettings, readHostConfig } from "../config/program.js";
 import { configuredImages, secretDirectories } from "../images/configured.js";
 import type { DirectoryImageStore, Fit } from "../images/directory-store.js";
 import { EtcdPlacementStore } from "../placement/etcd.js";
 import { systemClock } from "../system-clock.js";
+import { nameOf } from "../images/image-directory.js";
 import { engine } from "./members.js";
 import { plain } from "./output.js";
 import { etcdOptions, type Given, givenSettings, withSettings } from "./settings.js";
@@ -47,6 +48,9 @@ export function imagesCommand(program: Command): void {
 interface Row {
   readonly container: string;
   readonly epoch: number;
+  /** Among the images of one epoch. */
+  readonly sequence?: number;
+  readonly tier?: Tier;
   readonly at?: string;
   readonly taken?: string;
   readonly bytes?: number;
@@ -84,7 +88,7 @@ async function rowOf(
   verify: boolean,
 ): Promise<Row> {
   if (!("manifest" in each)) return { ...each, usable: false };
-  const { container, epoch, at, taken, specHash, encryption, mac } = each.manifest;
+  const { container, epoch, sequence, tier = "golden", at, taken, specHash, encryption, mac } = each.manifest;
   const record = records?.get(container);
   const harm = verify ? await store.verify(each) : undefined;
   const missing = records !== undefined && record === undefined ? "it has no specification any more" : undefined;
@@ -92,6 +96,8 @@ async function rowOf(
   return {
     container,
     epoch,
+    ...(sequence === undefined ? {} : { sequence }),
+    tier,
     at,
     taken,
     bytes: each.bytes,
@@ -114,14 +120,15 @@ async function fitOf(record: SpecRecord | undefined, config: HostConfig): Promis
 
 function print(rows: readonly Row[]): void {
   const table = new Table({
-    head: ["CONTAINER", "EPOCH", "AGE", "SIZE", "AT", "SPEC", "USABLE HERE"],
+    head: ["CONTAINER", "EPOCH", "TIER", "AGE", "SIZE", "AT", "SPEC", "USABLE HERE"],
     chars: plain,
     style: { "padding-left": 0, "padding-right": 2, head: [], border: [] },
   });
-  for (const { container, epoch, taken, bytes, at, specHash, usable, reason } of rows)
+  for (const { container, epoch, sequence = 0, tier, taken, bytes, at, specHash, usable, reason } of rows)
     table.push([
       container,
-      epoch,
+      nameOf({ epoch, sequence }),
+      tier ?? "",
       taken === undefined ? "" : age(Date.now() - Date.parse(taken)),
       bytes === undefined ? "" : `${(bytes / 2 ** 20).toFixed(1)} MiB`,
       at ?? "",

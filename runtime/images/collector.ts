@@ -7,8 +7,8 @@
 //   C4  A container without a specification loses its images a day after that was first seen, by any host; where the
 //       specifications are not known, nothing is concluded.
 //   C5  A failure of a collection is logged, and fails nobody's publish or restore.
-//   C6  A suspended image is no older image and does not count for the quota: it goes with its container (C4), or when it was taken
-//       aside an hour ago by a host that died.
+//   C6  A suspended image is no older image. It counts for the quota, which never takes it: it goes with its container (C4), or when
+//       it was taken aside an hour ago by a host that died.
 import { mkdir, readdir, rename, rm, rmdir, stat, writeFile } from "node:fs/promises";
 import { hostname } from "node:os";
 import { basename, join } from "node:path";
@@ -18,6 +18,7 @@ import type { Log } from "../../actors/ports/log.js";
 import { isContainerName } from "../engines/instance-file.js";
 import {
   bytesOf,
+  compareVersions,
   directoriesIn,
   manifestName,
   nameBeside,
@@ -25,6 +26,7 @@ import {
   placesIn,
   readImage,
   reasonName,
+  type Version,
 } from "./image-directory.js";
 import { closeToReaders, codeOf } from "./reference.js";
 import { ranName, suspendedName, takeAside } from "./suspended.js";
@@ -83,12 +85,12 @@ export class ImageCollector {
     });
   }
 
-  /** After `epoch` was published: what it supersedes, never itself or what is newer. */
-  async superseded(container: string, epoch: number): Promise<void> {
+  /** After an image was published: what it supersedes, never itself or what is newer. */
+  async superseded(container: string, version: Version): Promise<void> {
     await this.#quietly(async () => {
       const nowMs = await this.#now();
       await this.#leftovers(this.#of(container), nowMs);
-      await this.#older(container, nowMs, epoch);
+      await this.#older(container, nowMs, version);
       await this.#bad(this.#of(container), nowMs);
       await this.#quota(nowMs);
     });
@@ -113,12 +115,13 @@ export class ImageCollector {
     }
   }
 
-  async #older(container: string, nowMs: number, before = Number.POSITIVE_INFINITY): Promise<void> {
+  async #older(container: string, nowMs: number, before?: Version): Promise<void> {
     let good = 0;
     for (const place of await placesIn(this.#of(container))) {
       if (place.bad) continue;
       if (good >= this.#options.keep) {
-        if (place.epoch < before) await this.#remove(container, place, nowMs, "newer ones are there");
+        if (before === undefined || compareVersions(place, before) < 0)
+          await this.#remove(container, place, nowMs, "newer ones are there");
       } else if (await this.#good(container, place)) good++;
     }
   }
@@ -165,14 +168,18 @@ export class ImageCollector {
     const { quotaBytes, directory, log } = this.#options;
     if (quotaBytes === undefined) return;
     const all: Weighed[] = [];
-    for (const container of (await directoriesIn(directory)).filter(isContainerName))
-      for (const place of await placesIn(this.#of(container))) all.push(await this.#weigh(container, place));
-    let bytes = all.reduce((total, each) => total + each.bytes, 0);
+    let bytes = 0;
+    for (const container of (await directoriesIn(directory)).filter(isContainerName)) {
+      const home = this.#of(container);
+      for (const place of await placesIn(home)) all.push(await this.#weigh(container, place));
+      bytes += await bytesIn(join(home, suspendedName)).catch(() => 0);
+    }
+    bytes += all.reduce((total, each) => total + each.bytes, 0);
     if (bytes <= quotaBytes) return;
-    const kept = new Map<string, number>();
+    const kept = new Map<string, string>();
     for (const { container, ...place } of all)
-      if (!place.bad && !kept.has(container) && (await this.#good(container, place))) kept.set(container, place.epoch);
-    const candidates = all.filter((each) => each.bad || kept.get(each.container) !== each.epoch);
+      if (!place.bad && !kept.has(container) && (await this.#good(container, place))) kept.set(container, place.path);
+    const candidates = all.filter((each) => each.bad || kept.get(each.container) !== each.path);
     for (const each of candidates.sort((a, b) => a.writtenMs - b.writtenMs)) {
       if (bytes <= quotaBytes) return;
       if (each.bad) await discard(each.path);
@@ -182,23 +189,23 @@ export class ImageCollector {
     if (bytes > quotaBytes)
       log.warn(
         { directory, bytes, quotaBytes },
-        "images exceed their quota: each that is left is in use or the newest",
+        "images exceed their quota: each that is left is in use, suspended or the newest",
       );
   }
 
   async #weigh(container: string, place: Place): Promise<Weighed> {
-    const image = place.bad ? "set aside" : await readImage(place.path, container, place.epoch);
+    const image = place.bad ? "set aside" : await readImage(place.path, container, place);
     const bytes = typeof image === "string" ? await bytesIn(place.path) : bytesOf(image.manifest);
     return { ...place, container, bytes, writtenMs: await writtenMs(place.path, manifestName) };
   }
 
-  async #good(container: string, { path, epoch }: Place): Promise<boolean> {
-    const image = await readImage(path, container, epoch);
+  async #good(container: string, place: Place): Promise<boolean> {
+    const image = await readImage(place.path, container, place);
     return typeof image !== "string" && (await this.#options.good(image));
   }
 
   /** @returns whether it is gone */
-  async #remove(container: string, { path, epoch }: Place, nowMs: number, reason: string): Promise<boolean> {
+  async #remove(container: string, { path, epoch, sequence }: Place, nowMs: number, reason: string): Promise<boolean> {
     if (!(await closeToReaders(path, nowMs))) return false;
     const gone = join(path, "..", nameBeside("gone", basename(path)));
     try {
@@ -208,7 +215,7 @@ export class ImageCollector {
       throw error;
     }
     await discard(gone);
-    this.#options.log.debug({ container, epoch, reason }, "image removed");
+    this.#options.log.debug({ container, epoch, sequence, reason }, "image removed");
     return true;
   }
 

@@ -1,4 +1,4 @@
-// Checkpoint images on a directory that all hosts share: <directory>/<container>/<epoch>/ (image-directory.ts).
+// Checkpoint images on a directory that all hosts share: <directory>/<container>/<epoch>/ (image-directory.ts), written by publish.ts.
 //
 //   D1  Readers see a whole image or none: files are written in `.draft-<epoch>-<random>`, synced, the manifest last, then renamed.
 //       Whatever fails before the rename (a full disk) leaves every other image as it was.
@@ -8,10 +8,9 @@
 //   D4  The writer of a newer epoch removes no image that is newer; what goes, and what stays, says collector.ts.
 //   D5  With a key, only an image with this key's MAC is used, and nothing that lies in it unnamed. With encryption, only an
 //       encrypted one, and its content is never on the shared directory in clear: not in a draft, not for a restore.
-//   D6  The suspended tier (suspended.ts) is no image for find(), list() and retention.
+//   D6  The suspended tier (suspended.ts) is no image for find() and retention; list() tells of it.
 import { hostname } from "node:os";
-import { randomUUID } from "node:crypto";
-import { mkdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
+import { mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { isDeepStrictEqual } from "node:util";
 import { HakobuError, reasonOf } from "../../actors/hakobu-error.js";
@@ -23,34 +22,31 @@ import type {
   ImageUse,
   Manifest,
   SkippedImage,
-  Taken,
 } from "../../actors/ports/image-store.js";
 import type { Log } from "../../actors/ports/log.js";
 import type { SpecRecord } from "../../actors/ports/placement-store.js";
 import { checkContainerName, isContainerName } from "../engines/instance-file.js";
-import { type ClusterKey, newSalt } from "./cluster-key.js";
+import { type ClusterKey } from "./cluster-key.js";
 import { defaultRetention, ImageCollector, type Retention } from "./collector.js";
 import {
   alwaysDigestedBytes,
-  bytesOf,
   damage,
   difference,
-  digestOf,
   directoriesIn,
-  filesIn,
-  manifestName,
   nameBeside,
+  nameOf,
   placesIn,
   readImage,
   reasonName,
   sync,
+  versionOf,
 } from "./image-directory.js";
-import { format } from "./manifest.js";
 import type { PrivateMemory } from "./private-memory.js";
-import { codeOf, openToReaders, takeReference } from "./reference.js";
-import { openSealedFile, sealFile } from "./sealed-file.js";
+import { explained, publishDraft } from "./publish.js";
+import { codeOf, takeReference } from "./reference.js";
+import { openSealedFile } from "./sealed-file.js";
+import { lastRun, noteRun, readSuspended, takeAside } from "./suspended.js";
 import { warmPages } from "./warm-pages.js";
-import { lastRun, noteRun, putSuspended, takeAside } from "./suspended.js";
 
 /** After a restore the machine has better things to do than to read the image again. */
 const verifyAfterMs = 10_000;
@@ -106,13 +102,13 @@ export class DirectoryImageStore implements ImageStore {
   async find(record: SpecRecord, fingerprint: Readonly<Record<string, string>>): Promise<FoundImage> {
     const container = record.spec.name;
     const skipped: SkippedImage[] = [];
-    for (const { epoch, bad, path } of await placesIn(this.#of(container))) {
+    for (const { bad, path, ...version } of await placesIn(this.#of(container))) {
       if (bad) continue;
-      const image = await readImage(path, container, epoch);
+      const image = await readImage(path, container, version);
       const reason =
         typeof image === "string" ? image : await this.unusable(image, { specHash: record.hash, fingerprint });
       if (reason === undefined) return { image: image as Image, skipped };
-      skipped.push({ container, epoch, reason });
+      skipped.push({ container, ...version, reason });
     }
     return { skipped };
   }
@@ -180,10 +176,14 @@ export class DirectoryImageStore implements ImageStore {
       publish: async (taken, signal) => {
         if (taken.container !== container || taken.epoch !== epoch)
           throw new HakobuError("CONFIG_INVALID", "the manifest names another image than its draft was begun for");
-        const image = await explained(container, () => this.#publish(directory, draft, taken, signal));
+        const { key } = this.#options;
+        const image = await explained(container, () =>
+          publishDraft({ from: directory, directory: draft, key }, taken, signal),
+        );
         published = true;
+        this.#looked.delete(image.directory);
         if (directory !== draft) await rm(directory, { recursive: true, force: true });
-        await this.#collector.superseded(container, epoch);
+        await this.#collector.superseded(container, versionOf(image.manifest));
         return image;
       },
       discard: async () => {
@@ -238,7 +238,7 @@ export class DirectoryImageStore implements ImageStore {
   async setAside(image: Image, reason: string): Promise<void> {
     const { container, epoch } = image.manifest;
     const home = this.#of(container);
-    const bad = join(home, `.bad-${epoch}`);
+    const bad = join(home, `.bad-${nameOf(versionOf(image.manifest))}`);
     try {
       await rm(bad, { recursive: true, force: true });
       await rename(image.directory, bad);
@@ -257,16 +257,20 @@ export class DirectoryImageStore implements ImageStore {
     const containers =
       container === undefined ? (await directoriesIn(this.#directory)).filter(isContainerName).sort() : [container];
     const all: (Image | SkippedImage)[] = [];
-    for (const each of containers)
-      for (const { epoch, bad, path } of await placesIn(this.#of(each))) {
+    for (const each of containers) {
+      const home = this.#of(each);
+      const suspended = await readSuspended(home, each);
+      if (suspended !== undefined) all.push(suspended);
+      for (const { bad, path, ...version } of await placesIn(home)) {
         if (bad) {
           const reason = await readFile(join(path, reasonName), "utf8").catch(() => "set aside, no reason is kept");
-          all.push({ container: each, epoch, reason: reason.trim() });
+          all.push({ container: each, ...version, reason: reason.trim() });
           continue;
         }
-        const image = await readImage(path, each, epoch);
-        all.push(typeof image === "string" ? { container: each, epoch, reason: image } : image);
+        const image = await readImage(path, each, version);
+        all.push(typeof image === "string" ? { container: each, ...version, reason: image } : image);
       }
+    }
     return all;
   }
 
@@ -306,70 +310,6 @@ export class DirectoryImageStore implements ImageStore {
     if (manifest.encryption !== undefined && (key === undefined || memory === undefined))
       return "it is encrypted, and this host has no key (images.keyFile)";
     return undefined;
-  }
-
-  async #publish(from: string, draft: string, taken: Taken, signal: AbortSignal | undefined): Promise<Image> {
-    const { key } = this.#options;
-    const salt = from === draft ? undefined : newSalt();
-    const files: Record<string, { bytes: number; sha256: string }> = {};
-    for (const path of await filesIn(from)) {
-      signal?.throwIfAborted();
-      const file = join(draft, path);
-      if (salt !== undefined && key !== undefined) {
-        await mkdir(dirname(file), { recursive: true, mode: 0o700 });
-        files[path] = await sealFile(join(from, path), file, key.fileKey(salt, path));
-      } else {
-        files[path] = { bytes: (await stat(file)).size, sha256: await digestOf(file) };
-        await sync(file);
-      }
-    }
-    const { container, epoch, specHash, engine, at, fingerprint, taken: when } = taken;
-    const tier = taken.tier === "suspended" ? ({ tier: "suspended" } as const) : {};
-    const content = {
-      format,
-      container,
-      epoch,
-      specHash,
-      engine,
-      at,
-      ...tier,
-      fingerprint,
-      taken: when,
-      files,
-    } as const;
-    const unsigned: Manifest =
-      salt === undefined ? content : { ...content, encryption: { scheme: "aes-256-gcm/1MiB", salt } };
-    const manifest: Manifest = key === undefined ? unsigned : { ...unsigned, mac: key.mac(unsigned) };
-    await openToReaders(draft);
-    const target = join(draft, manifestName);
-    await writeFile(target, `${JSON.stringify(manifest, null, 2)}\n`, { mode: 0o600 });
-    await sync(target);
-    for (const directory of new Set(Object.keys(files).map((path) => dirname(join(draft, path)))))
-      await sync(directory);
-    await sync(draft);
-    const home = dirname(draft);
-    signal?.throwIfAborted();
-    if (taken.tier === "suspended") {
-      const before = await lastRun(home);
-      if (before > epoch)
-        throw new HakobuError("CHECKPOINT_FAILED", `${container} has run elsewhere since, at epoch ${before}`);
-      return { manifest, directory: await putSuspended(home, draft, epoch), bytes: bytesOf(manifest) };
-    }
-    const directory = join(home, String(epoch));
-    // One of the same epoch is of an older specification, or was not good: the owner took this one because it could not use that.
-    const replaced = join(home, `.draft-${epoch}-replaced-${randomUUID()}`);
-    const stands = await rename(directory, replaced).then(
-      () => true,
-      (error: unknown) => {
-        if (codeOf(error) !== "ENOENT") throw error;
-        return false;
-      },
-    );
-    await rename(draft, directory);
-    if (stands) await rm(replaced, { recursive: true, force: true });
-    this.#looked.delete(directory);
-    await sync(home);
-    return { manifest, directory, bytes: bytesOf(manifest) };
   }
 
   async #decrypt({ directory, manifest }: Image, salt: string, signal: AbortSignal): Promise<string> {
@@ -427,27 +367,11 @@ export class DirectoryImageStore implements ImageStore {
   }
 
   #reread({ directory, manifest }: Image): Promise<Image | string> {
-    return readImage(directory, manifest.container, manifest.epoch);
+    return readImage(directory, manifest.container, versionOf(manifest));
   }
 
   #of(container: string): string {
     checkContainerName(container);
     return join(this.#directory, container);
-  }
-}
-
-/** What goes wrong on the disk while an image is written, as what it means for people. */
-async function explained<T>(container: string, work: () => Promise<T>): Promise<T> {
-  try {
-    return await work();
-  } catch (cause) {
-    const code = codeOf(cause);
-    if (cause instanceof HakobuError || code === undefined) throw cause;
-    const full = code === "ENOSPC" || code === "EDQUOT";
-    const next = full ? "no room is left: free some, or set images.quota" : reasonOf(cause);
-    throw new HakobuError("CHECKPOINT_FAILED", `no image of ${container} was written: ${next}`, {
-      cause,
-      retryable: full,
-    });
   }
 }

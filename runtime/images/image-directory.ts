@@ -1,8 +1,9 @@
-// One image as a directory: `<images>/<container>/<epoch>/`, and what may lie beside it:
+// One image as a directory: `<images>/<container>/<epoch>/`, `<epoch>.1/`, `<epoch>.2/` ... for those that were taken later at the same
+// epoch, and what may lie beside it:
 //
 //   .draft-<epoch>-<random>   being written
-//   .bad-<epoch>              set aside, with reason.txt; no reader opens it
-//   .gone-<epoch>-<random>    being removed; no reader opens it
+//   .bad-<name>               set aside, with reason.txt; no reader opens it
+//   .gone-<name>-<random>     being removed; no reader opens it
 //   suspended                 the image of the suspended tier (suspended.ts)
 //   .taken-<epoch>-<random>   that one, while it is being restored
 //
@@ -27,26 +28,46 @@ export function nameBeside(kind: Beside, epoch: number | string): string {
   return `.${kind}-${epoch}-${randomBytes(6).toString("hex")}`;
 }
 
-export interface Place {
+/** Which golden image of a container. */
+export interface Version {
   readonly epoch: number;
+  readonly sequence: number;
+}
+
+export interface Place extends Version {
   readonly bad: boolean;
   readonly path: string;
+}
+
+export function versionOf({ epoch, sequence = 0 }: Pick<Manifest, "epoch" | "sequence">): Version {
+  return { epoch, sequence };
+}
+
+/** The name of its directory. */
+export function nameOf({ epoch, sequence }: Version): string {
+  return sequence === 0 ? String(epoch) : `${epoch}.${sequence}`;
+}
+
+/** More than 0 where `a` is newer. */
+export function compareVersions(a: Version, b: Version): number {
+  return a.epoch - b.epoch || a.sequence - b.sequence;
 }
 
 /** Images of a container, the bad ones too, newest first. `home`: its directory. */
 export async function placesIn(home: string): Promise<Place[]> {
   const places = (await directoriesIn(home)).flatMap((name) => {
-    const [, bad, digits] = /^(\.bad-)?(\d+)$/.exec(name) ?? [];
-    return digits === undefined ? [] : [{ epoch: Number(digits), bad: bad !== undefined, path: join(home, name) }];
+    const [, bad, epoch, sequence = 0] = /^(\.bad-)?(\d+)(?:\.([1-9]\d*))?$/.exec(name) ?? [];
+    if (epoch === undefined) return [];
+    return [{ epoch: Number(epoch), sequence: Number(sequence), bad: bad !== undefined, path: join(home, name) }];
   });
-  return places.sort((a, b) => b.epoch - a.epoch);
+  return places.sort((a, b) => compareVersions(b, a));
 }
 
-/** `epoch`: undefined: any. @returns the image, or why it cannot be used */
+/** `version`: undefined: any. @returns the image, or why it cannot be used */
 export async function readImage(
   directory: string,
   container: string,
-  epoch: number | undefined,
+  version: Version | undefined,
 ): Promise<Image | string> {
   let text: string;
   try {
@@ -56,8 +77,9 @@ export async function readImage(
   }
   const manifest = parseManifest(text);
   if (typeof manifest === "string") return manifest;
-  if (manifest.container !== container || manifest.epoch !== (epoch ?? manifest.epoch))
-    return `its manifest is that of ${manifest.container} at epoch ${manifest.epoch}`;
+  const own = versionOf(manifest);
+  if (manifest.container !== container || compareVersions(own, version ?? own) !== 0)
+    return `its manifest is that of ${manifest.container} at epoch ${nameOf(own)}`;
   return { manifest, directory, bytes: bytesOf(manifest) };
 }
 

@@ -7,7 +7,8 @@
 //   S3  It holds what users did. Retention never keeps two, and it goes with its container's specification.
 import { mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { nameBeside, sync } from "./image-directory.js";
+import type { Image, SkippedImage } from "../../actors/ports/image-store.js";
+import { directoriesIn, nameBeside, readImage, sync } from "./image-directory.js";
 import { codeOf } from "./reference.js";
 
 export const suspendedName = "suspended";
@@ -20,6 +21,17 @@ export async function lastRun(home: string): Promise<number> {
     throw error;
   });
   return Number.parseInt(text, 10) || 0;
+}
+
+/** It stays where it is. @returns undefined: there is none */
+export async function readSuspended(home: string, container: string): Promise<Image | SkippedImage | undefined> {
+  if (!(await directoriesIn(home)).includes(suspendedName)) return undefined;
+  const image = await readImage(join(home, suspendedName), container, undefined);
+  const epoch = await lastRun(home);
+  if (typeof image === "string") return { container, epoch, tier: "suspended", reason: image };
+  if (image.manifest.epoch >= epoch) return image;
+  const reason = `the container has run since, at epoch ${epoch}`;
+  return { container, epoch: image.manifest.epoch, tier: "suspended", reason };
 }
 
 /** On the way to a run: it costs one small file, which is not synced, since what it guards against is another host. */

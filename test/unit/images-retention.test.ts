@@ -183,6 +183,25 @@ describe("retention of images", () => {
       assert.deepEqual(await names(), ["2", "3"]);
     });
 
+    it("counts suspended images, and never takes one", async () => {
+      for (const epoch of [1, 2]) await publish(plenty(), epoch);
+      const draft = await plenty().begin("blog", 2);
+      await writeFile(join(draft.directory, "pages-1.img"), Buffer.alloc(bytes));
+      const taken = {
+        container: "blog",
+        epoch: 2,
+        specHash: "hash",
+        engine: "runc",
+        at: "warm",
+        fingerprint: {},
+      } as const;
+      await draft.publish({ ...taken, tier: "suspended", taken: "2026-01-01T00:00:00Z" });
+      await storeWith({ quotaBytes: 2.9 * bytes }).collect();
+      assert.deepEqual(await names(), ["2", "suspended"]);
+      await storeWith({ quotaBytes: 1 }).collect();
+      assert.deepEqual(await names(), ["2", "suspended"]);
+    });
+
     it("counts a newest image that is damaged as none, and keeps the good one before it", async () => {
       await publish(plenty(), 1);
       await publish(plenty(), 2);

@@ -59,10 +59,26 @@ describe("the suspended tier", () => {
     assert.deepEqual(await kept(), [".ran"]);
   });
 
-  it("is not found by those who look for a golden image, nor listed", async () => {
-    await suspend(3);
+  it("is listed, and not found by those who look for a golden image", async () => {
+    const image = await suspend(3);
     assert.deepEqual(await store.find(record, fingerprint), { skipped: [] });
-    assert.deepEqual(await store.list("blog"), []);
+    assert.deepEqual(await store.list("blog"), [image]);
+    assert.deepEqual(await store.list(), [image]);
+  });
+
+  it("is listed with the reason where it is of no use any more", async () => {
+    await suspend(3);
+    await take(4);
+    await suspend(4);
+    await writeFile(join(directory, "blog", ".ran"), "7\n");
+    const [later] = await store.list("blog");
+    assert.deepEqual(
+      [later && "tier" in later && later.tier, later && "reason" in later && later.reason],
+      ["suspended", "the container has run since, at epoch 7"],
+    );
+    await truncate(join(directory, "blog", "suspended", "manifest.json"), 10);
+    const [damaged] = await store.list("blog");
+    assert.match(damaged && "reason" in damaged ? damaged.reason : "", /manifest is damaged/);
   });
 
   it("holds one image: the newer replaces the older", async () => {

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import {
+  cp,
   mkdir,
   mkdtemp,
   readdir,
@@ -17,6 +18,7 @@ import { join } from "node:path";
 import { HakobuError } from "../../actors/hakobu-error.js";
 import type { FoundImage, Image, Manifest } from "../../actors/ports/image-store.js";
 import { DirectoryImageStore } from "../../runtime/images/directory-store.js";
+import { eventually } from "../lab/cluster.js";
 import { recordOf } from "../lab/records.js";
 
 const log = { debug() {}, info() {}, warn() {}, error() {} };
@@ -212,7 +214,7 @@ describe("image store on a directory", () => {
     assert.equal(epochOf(await find()), 4);
     assert.deepEqual((await find()).skipped, []);
     const [newest, next] = await store.list("blog");
-    assert.deepEqual(newest, { container: "blog", epoch: 5, reason: "the restored copy died" });
+    assert.deepEqual(newest, { container: "blog", epoch: 5, sequence: 0, reason: "the restored copy died" });
     assert.ok(next !== undefined && "manifest" in next);
     await store.setAside(image, "again");
     await publish(5);
@@ -255,12 +257,90 @@ describe("image store on a directory", () => {
     );
   });
 
-  it("replaces an image of the same epoch: its owner could not use that, or asks for something else", async () => {
-    await publish(5, { specHash: "older" });
-    assert.equal(epochOf(await find()), undefined);
-    await publish(5);
-    assert.equal(epochOf(await find()), 5);
-    assert.deepEqual(await epochs(), [5]);
+  describe("images of one epoch", () => {
+    const places = async (): Promise<string[]> =>
+      (await readdir(join(directory, "blog"))).toSorted((a, b) => (a < b ? -1 : 1));
+    const sequenceOf = ({ image }: FoundImage): number | undefined => image?.manifest.sequence;
+
+    it("are told apart by a sequence: the newest is found, and says so itself", async () => {
+      await publish(5, { specHash: "older" });
+      assert.equal(epochOf(await find()), undefined);
+      for (let n = 1; n < 12; n++) await publish(5);
+      const found = await find();
+      assert.deepEqual([epochOf(found), sequenceOf(found)], [5, 11]);
+      assert.deepEqual(await places(), ["5.10", "5.11"]);
+      await publish(6);
+      assert.deepEqual([epochOf(await find()), sequenceOf(await find())], [6, undefined]);
+    });
+
+    it("are no better under a newer one's name", async () => {
+      await publish(5);
+      await rename(join(directory, "blog", "5"), join(directory, "blog", "5.3"));
+      assert.match(reasons(await find()), /manifest is that of blog at epoch 5$/);
+    });
+
+    it("never take the name of one that was set aside", async () => {
+      await store.setAside(await publish(5), "planted");
+      await publish(5);
+      assert.deepEqual(await places(), [".bad-5", "5.1"]);
+      await store.setAside((await find()).image as Image, "planted too");
+      await publish(5);
+      assert.deepEqual(
+        (await store.list("blog")).map((each) => ("reason" in each ? each.sequence : each.manifest.sequence)),
+        [2, 1, 0],
+      );
+    });
+
+    it("leave those in peace that a restore reads, however many are published meanwhile", async () => {
+      const old = await publish(5);
+      const use = (await store.use(old, new AbortController().signal)) ?? assert.fail("it is gone");
+      for (let n = 0; n < 4; n++) {
+        await publish(5);
+        assert.equal((await readFile(join(use.directory, "criu", "pages-1.img"))).length, pagesBytes);
+        assert.equal(await store.verify(old), undefined);
+      }
+      assert.deepEqual(await places(), ["5", "5.3", "5.4"]);
+      use.release();
+      await eventually("it goes with a later one", async () => {
+        await store.collect();
+        return !(await places()).includes("5");
+      });
+    });
+
+    it("serve until the newer one is whole: a writer that dies before its rename takes nothing away", async () => {
+      const old = await publish(5);
+      const draft = await store.begin("blog", 5);
+      await cp(old.directory, draft.directory, { recursive: true });
+      const again = new DirectoryImageStore({ directory, log });
+      assert.deepEqual(await again.find(record, fingerprint), { image: old, skipped: [] });
+      assert.equal((await again.list()).length, 1);
+      const abort = new AbortController();
+      abort.abort(new Error("planted"));
+      await rm(draft.directory, { recursive: true });
+      await mkdir(draft.directory);
+      await writeFile(join(draft.directory, "pages-1.img"), "whole");
+      await assert.rejects(draft.publish(manifestOf(5), abort.signal), /planted/);
+      assert.deepEqual(await again.find(record, fingerprint), { image: old, skipped: [] });
+      await draft.discard();
+    });
+
+    it("are all published where many writers are at it, each under a name of its own", async () => {
+      const plenty = () => new DirectoryImageStore({ directory, log, keep: 100 });
+      const images = await Promise.all(Array.from({ length: 6 }, () => publish(5, {}, plenty())));
+      assert.equal(new Set(images.map((image) => image.directory)).size, 6);
+      for (const image of images) assert.equal(await store.verify(image), undefined);
+    });
+
+    it("are found at any moment while the next one is published", async () => {
+      await publish(5);
+      let done = false;
+      const writer = (async () => {
+        for (let n = 0; n < 10; n++) await publish(5);
+        done = true;
+      })();
+      while (!done) assert.equal(epochOf(await find()), 5);
+      await writer;
+    });
   });
 
   it("finds a whole image at any moment while others publish", async () => {
