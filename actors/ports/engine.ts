@@ -11,6 +11,8 @@ export interface Instance {
   /** Where the dispatcher reaches it. */
   readonly address: string;
   readonly port: number;
+  /** Of a shadow, which nobody reaches from outside of its network namespace: the path of that. */
+  readonly within?: string;
   /** The container's first process, as the host sees it, and its start time (proc(5), field 22), so that a reused pid is told apart. */
   readonly pid: number;
   readonly startTime: number;
@@ -50,10 +52,22 @@ export interface Engine {
   readonly capabilities: { readonly checkpoint: true } | { readonly checkpoint: false; readonly reason: string };
   /** Makes ready what all its containers share; called once before the host joins. Idempotent. */
   prepare?(): Promise<void>;
-  /** What an image taken here needs where it is restored. Compared key by key. */
-  fingerprint(spec: ContainerSpec): Promise<Readonly<Record<string, string>>>;
+  /**
+   * What an image taken here needs where it is restored. Compared key by key. It may be remembered for as long as the engine lives;
+   * `now`: looked at anew, and not remembered.
+   */
+  fingerprint(spec: ContainerSpec, now?: boolean): Promise<Readonly<Record<string, string>>>;
+  /** What is to be remembered of this container from now on: an image was published that needs it. Absent: nothing is remembered. */
+  remember?(spec: ContainerSpec, fingerprint: Readonly<Record<string, string>>): void;
   /** Cold start: resolves when the first process runs, which is before it listens. @throws HakobuError START_FAILED */
   start(launch: Launch, signal: AbortSignal): Promise<Launched>;
+  /**
+   * A cold start beside the container, in order to image it: with the container's own address and environment, in a network namespace
+   * which no client and no dispatcher reaches and from which it reaches others. Its image is restored as the container.
+   * `checkpoint`, `alive`, `listening` and `stop` take the instance as any other; `find` never returns it and removes what a crash
+   * left of it. At most one of a container. Absent: the engine cannot. @throws HakobuError START_FAILED
+   */
+  shadow?(launch: Launch, signal: AbortSignal): Promise<Launched>;
   /** From the image in `directory`, which is only read. @throws HakobuError RESTORE_FAILED with CRIU's last lines */
   restore(launch: Launch, directory: string, signal: AbortSignal): Promise<Launched>;
   /**

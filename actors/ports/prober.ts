@@ -9,6 +9,8 @@ export type ProbeKind = "tcp" | "icmp";
 export interface Target {
   readonly address: string;
   readonly port: number;
+  /** Where it is reached from inside its network namespace only: the path of that. */
+  readonly within?: string;
 }
 
 export type ProbeResult =

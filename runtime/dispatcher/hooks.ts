@@ -6,6 +6,7 @@ import { randomBytes } from "node:crypto";
 import { request } from "node:http";
 import { reasonOf } from "../../actors/hakobu-error.js";
 import type { Hooks } from "../../actors/ports/hooks.js";
+import { connectionTo } from "../engines/inside.js";
 import { header } from "./protocol.js";
 
 const seedBytes = 32;
@@ -29,7 +30,7 @@ export function httpHooks(host: string): Hooks {
           [header.hook]: name,
         };
         const call = request(
-          { host: target.address, port: target.port, method: "POST", path, headers, agent: false, signal },
+          { host: target.address, port: target.port, ...connectionTo(target), method: "POST", path, headers, signal },
           (response) => {
             const { statusCode = 0 } = response;
             let said = "";

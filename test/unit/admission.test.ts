@@ -45,4 +45,35 @@ describe("admission", () => {
     assert.equal(admission.waiting, 0);
     assert.equal(await admission.run(never, () => Promise.resolve("again")), "again");
   });
+
+  it("runs what comes behind requests while there is room, and lets no request wait for it (A1)", async () => {
+    const admission = new Admission(1);
+    const said: string[] = [];
+    const ends: (() => void)[] = [];
+    const work = (name: string) => async (): Promise<void> => {
+      said.push(name);
+      await new Promise<void>((resolve) => ends.push(resolve));
+    };
+    const turns = async (): Promise<void> => {
+      for (let n = 0; n < 5; n++) await new Promise(setImmediate);
+    };
+    const first = admission.run(never, work("first"));
+    const behind = admission.runBehind(never, work("behind"));
+    const given = new AbortController();
+    const tired = admission.runBehind(given.signal, work("tired"));
+    const second = admission.run(never, work("second"));
+    given.abort(new Error("enough"));
+    await assert.rejects(tired, /enough/);
+    ends.shift()?.();
+    await turns();
+    assert.deepEqual(said, ["first", "second"], "who waits for a request comes first");
+    ends.shift()?.();
+    await turns();
+    assert.deepEqual(said, ["first", "second", "behind"]);
+    const third = admission.run(never, work("third"));
+    await turns();
+    assert.deepEqual(said, ["first", "second", "behind", "third"], "at once");
+    for (const end of ends) end();
+    await Promise.all([first, second, behind, third]);
+  });
 });

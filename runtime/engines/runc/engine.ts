@@ -11,7 +11,7 @@ import type { Log } from "../../../actors/ports/log.js";
 import type { ContainerSpec } from "../../../actors/ports/spec.js";
 import { findCriu } from "../../doctor/criu-binary.js";
 import { abortError, lastLines, runCommand } from "../command.js";
-import { containersIn, readInstance, writeInstance } from "../instance-file.js";
+import { checkContainerName, containersIn, readInstance, writeInstance } from "../instance-file.js";
 import { isListening } from "../listening.js";
 import { readOutputLog } from "../output-log.js";
 import { fillRunDirectory, tellEpoch } from "../run-directory.js";
@@ -20,7 +20,7 @@ import { baseLayer } from "./base-layer.js";
 import { findCgroups, scaleCgroup, signalCgroup } from "./cgroup.js";
 import { type Criu, checkCriu, dump, openCriu, removeStaleMountPoints, restore } from "./criu.js";
 import { machineFingerprint, rootfsFingerprint } from "./fingerprint.js";
-import { type Names, namesOf } from "./names.js";
+import { type Names, namesOf, shadowOf, shadowsIn } from "./names.js";
 import { openGateway } from "./network.js";
 import { type Bind, bindsOf, ociConfig } from "./oci-config.js";
 import { archiveCommand, growRootfs } from "./rootfs.js";
@@ -55,7 +55,7 @@ export class RuncEngine implements Engine {
   readonly #criu: Criu | undefined;
   readonly #sandbox: SandboxContext;
   readonly #layers = new Map<string, Promise<string>>();
-  /** By root file system. An agent that is to notice changed packages is started again. */
+  /** By root file system, and by container where it was renewed. Changed packages are noticed by the next agent, or a refresh. */
   readonly #fingerprints = new Map<string, Readonly<Record<string, string>>>();
   #ready: Promise<void> | undefined;
 
@@ -78,14 +78,17 @@ export class RuncEngine implements Engine {
     };
   }
 
-  fingerprint(spec: ContainerSpec): Promise<Readonly<Record<string, string>>> {
-    let fingerprint = this.#fingerprints.get(spec.rootfs);
-    if (fingerprint === undefined) {
-      const machine = this.#criu === undefined ? {} : machineFingerprint(this.#criu);
-      fingerprint = { ...machine, rootfs: rootfsFingerprint(spec.rootfs) };
-      this.#fingerprints.set(spec.rootfs, fingerprint);
-    }
+  fingerprint(spec: ContainerSpec, now = false): Promise<Readonly<Record<string, string>>> {
+    const known = this.#fingerprints.get(rememberedKey(spec)) ?? this.#fingerprints.get(spec.rootfs);
+    if (known !== undefined && !now) return Promise.resolve(known);
+    const machine = this.#criu === undefined ? {} : machineFingerprint(this.#criu);
+    const fingerprint = { ...machine, rootfs: rootfsFingerprint(spec.rootfs) };
+    if (known === undefined) this.#fingerprints.set(spec.rootfs, fingerprint);
     return Promise.resolve(fingerprint);
+  }
+
+  remember(spec: ContainerSpec, fingerprint: Readonly<Record<string, string>>): void {
+    this.#fingerprints.set(rememberedKey(spec), fingerprint);
   }
 
   /**
@@ -97,8 +100,16 @@ export class RuncEngine implements Engine {
     return (this.#ready ??= this.#open());
   }
 
-  async start(launch: Launch, signal: AbortSignal): Promise<Launched> {
-    const laid = await this.#launch("START_FAILED", launch, undefined, signal, async (names, binds, ready) => {
+  start(launch: Launch, signal: AbortSignal): Promise<Launched> {
+    return this.#start(launch, launch.spec.name, signal);
+  }
+
+  shadow(launch: Launch, signal: AbortSignal): Promise<Launched> {
+    return this.#start(launch, shadowOf(launch.spec.name), signal);
+  }
+
+  async #start(launch: Launch, as: string, signal: AbortSignal): Promise<Launched> {
+    const laid = await this.#launch("START_FAILED", launch, as, undefined, signal, async (names, binds, ready) => {
       await ready;
       writeFileSync(join(names.bundle, "config.json"), JSON.stringify(ociConfig(names, launch, binds)));
       const log = join(names.bundle, "runc.log");
@@ -152,7 +163,7 @@ export class RuncEngine implements Engine {
   }
 
   #restore(launch: Launch, directory: string, stopped: boolean, signal: AbortSignal): Promise<Laid> {
-    return this.#launch("RESTORE_FAILED", launch, directory, signal, (names, binds, ready) =>
+    return this.#launch("RESTORE_FAILED", launch, launch.spec.name, directory, signal, (names, binds, ready) =>
       restore(this.#requireCriu("RESTORE_FAILED"), names, {
         directory,
         binds,
@@ -169,8 +180,10 @@ export class RuncEngine implements Engine {
     const { spec, specHash, epoch } = launch;
     try {
       const { startTime } = identify(pid);
-      const { container, address } = names;
-      const instance = { container, engine: this.name, epoch, specHash, address, port: spec.port, pid, startTime };
+      const { container, address, outlet, namespaceFile } = names;
+      const within = outlet === undefined ? {} : { within: namespaceFile };
+      const where = { address, port: spec.port, ...within };
+      const instance = { container, engine: this.name, epoch, specHash, ...where, pid, startTime };
       writeInstance(names.directory, instance);
       return { instance, phases };
     } catch (error) {
@@ -240,6 +253,7 @@ export class RuncEngine implements Engine {
       this.#log.info({ container }, "removing what is left of a container that does not run");
       await removeSandbox(names, this.#sandbox.runcRoot);
     }
+    for (const shadow of shadowsIn(this.#directory)) await removeSandbox(this.#names(shadow), this.#sandbox.runcRoot);
     return found;
   }
 
@@ -250,17 +264,19 @@ export class RuncEngine implements Engine {
   async #launch(
     failure: ErrorCode,
     launch: Launch,
+    as: string,
     image: string | undefined,
     signal: AbortSignal,
     run: (names: Names, binds: readonly Bind[], ready: Promise<unknown>) => Promise<number>,
   ): Promise<Laid> {
     const { spec } = launch;
-    const names = this.#names(spec.name);
-    const title = `${image === undefined ? "the start" : "the restore"} of ${spec.name}`;
+    checkContainerName(spec.name);
+    const names = this.#names(as);
+    const title = `${image === undefined ? "the start" : "the restore"} of ${as}`;
     if (signal.aborted) throw abortError(signal, title);
     const known = readInstance(names.directory);
     if (known !== undefined && isRunning(known))
-      throw new HakobuError(failure, `${spec.name} runs on this host already, as process ${known.pid}: stop it first`);
+      throw new HakobuError(failure, `${as} runs on this host already, as process ${known.pid}: stop it first`);
     try {
       await this.prepare();
       if (hasSandbox(names, this.#sandbox.runcRoot)) await removeSandbox(names, this.#sandbox.runcRoot);
@@ -329,6 +345,10 @@ export class RuncEngine implements Engine {
     if (this.#criu === undefined) throw new HakobuError(code, "CRIU is not installed; etc/setup.sh installs it");
     return this.#criu;
   }
+}
+
+function rememberedKey({ name, rootfs }: ContainerSpec): string {
+  return `${name} ${rootfs}`;
 }
 
 /** Waits for both, also when one fails: what is still at work cannot be cleaned up after. */

@@ -2,7 +2,9 @@
 //
 //   R1  Each name is made of the host id and the container's name and nothing else. An agent that lost its memory removes all.
 //   R2  The address is made of the container's name alone: a restored socket finds the address that it was bound to.
+//   R3  A container's shadow is called `<container>.shadow`, which no container can be. It has names of its own but for the address.
 import { createHash } from "node:crypto";
+import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { checkContainerName, checkHostId } from "../instance-file.js";
 
@@ -27,13 +29,30 @@ export interface Names {
   /** The host's end of the link. */
   readonly link: string;
   readonly address: string;
+  /** Of a shadow: the address that others see when it connects to them. */
+  readonly outlet?: string;
   /** Below the root of each hierarchy. */
   readonly cgroup: string;
 }
 
+const shadowSuffix = ".shadow";
+
+export function shadowOf(container: string): string {
+  return `${container}${shadowSuffix}`;
+}
+
+/** Names of the containers whose shadows have a directory there. */
+export function shadowsIn(stateDir: string): string[] {
+  if (!existsSync(stateDir)) return [];
+  return readdirSync(stateDir).filter((name) => name.endsWith(shadowSuffix));
+}
+
+/** `container`: or its shadow's name. */
 export function namesOf(hostId: string, stateDir: string, container: string): Names {
   checkHostId(hostId);
-  checkContainerName(container);
+  const shadow = container.endsWith(shadowSuffix);
+  const shown = shadow ? container.slice(0, -shadowSuffix.length) : container;
+  checkContainerName(shown);
   const directory = join(stateDir, container);
   const layer = join(directory, "layer");
   const run = join(directory, "run");
@@ -54,8 +73,9 @@ export function namesOf(hostId: string, stateDir: string, container: string): Na
     namespace,
     namespaceFile: `/run/netns/${namespace}`,
     // An interface's name has at most 15 characters.
-    link: `hk${createHash("sha256").update(`${hostId}/${container}`).digest("hex").slice(0, 12)}`,
-    address: addressOf(container),
+    link: `${shadow ? "hs" : "hk"}${createHash("sha256").update(`${hostId}/${container}`).digest("hex").slice(0, 12)}`,
+    address: addressOf(shown),
+    ...(shadow ? { outlet: outletOf(hostId, shown) } : {}),
     cgroup: `hakobu/${hostId}/${container}`,
   };
 }
@@ -65,4 +85,10 @@ function addressOf(container: string): string {
   const hash = createHash("sha256").update(container).digest().readUInt32BE();
   const last = 1 + ((hash & 0xff) % 254);
   return `10.${64 + ((hash >>> 16) & 0x3f)}.${(hash >>> 8) & 0xff}.${last}`;
+}
+
+/** In 169.254.64.0/18. Two shadows in one namespace have the same one with a chance of 1 in 16,384; the second one then does not start. */
+function outletOf(hostId: string, container: string): string {
+  const hash = createHash("sha256").update(`${hostId}/${container}`).digest().readUInt16BE();
+  return `169.254.${64 + ((hash >>> 8) & 0x3f)}.${hash & 0xff}`;
 }

@@ -7,13 +7,14 @@
 import { existsSync, writeFileSync } from "node:fs";
 import { runCommand } from "../command.js";
 import type { Names } from "./names.js";
+import { createShadowNetwork, gateway, outlets } from "./shadow-network.js";
 
-const gateway = "169.254.1.1";
 const commandLimitMs = 10_000;
 
-/** On the path of a relocation: one shell and two `ip`. */
+/** On the path of a relocation: one shell and two `ip`. A shadow's is another one (shadow-network.ts). */
 export async function createNetwork(names: Names, signal: AbortSignal): Promise<void> {
-  const { namespace, link, address } = names;
+  const { namespace, link, address, outlet } = names;
+  if (outlet !== undefined) return createShadowNetwork(names, outlet, signal);
   const outside = [
     `netns add ${namespace}`,
     `link add ${link} type veth peer name eth0 netns ${namespace}`,
@@ -59,7 +60,7 @@ export async function openGateway(signal?: AbortSignal): Promise<void> {
   const table = `add table ip hakobu
 add chain ip hakobu postrouting { type nat hook postrouting priority srcnat; }
 flush chain ip hakobu postrouting
-add rule ip hakobu postrouting ip saddr 10.64.0.0/10 oifname != "hk*" masquerade
+add rule ip hakobu postrouting ip saddr { 10.64.0.0/10, ${outlets} } oifname != "hk*" masquerade
 `;
   await runCommand(["nft", "-f", "-"], {
     failure: "START_FAILED",

@@ -72,7 +72,7 @@ export function hasSandbox(names: Names, runcRoot: string): boolean {
   );
 }
 
-/** Also of a half-made one. Kills what runs in it. Idempotent. @throws HakobuError STOP_FAILED with what is left */
+/** Also of a half-made one; of a shadow the log too. Kills what runs in it. Idempotent. @throws HakobuError STOP_FAILED with what is left */
 export async function removeSandbox(names: Names, runcRoot: string): Promise<void> {
   await removeCgroup(names);
   if (existsSync(join(runcRoot, names.container)))
@@ -84,5 +84,5 @@ export async function removeSandbox(names: Names, runcRoot: string): Promise<voi
   await removeNetwork(names);
   await unmountRootfs(names);
   removeInstance(names.directory);
-  rmSync(names.bundle, { recursive: true, force: true });
+  rmSync(names.outlet === undefined ? names.bundle : names.directory, { recursive: true, force: true });
 }
