@@ -5,7 +5,7 @@ import { type ApplicationDeps, callHook } from "./application.js";
 import { reasonOf } from "./hakobu-error.js";
 import { deadline } from "./ports/clock.js";
 import type { Instance } from "./ports/engine.js";
-import type { ImageStore, Tier } from "./ports/image-store.js";
+import type { Image, ImageStore, Taken, Tier } from "./ports/image-store.js";
 import type { Log } from "./ports/log.js";
 import type { SpecRecord } from "./ports/placement-store.js";
 import { addPhases, type Span } from "./ports/tracer.js";
@@ -21,14 +21,17 @@ export interface Checkpointed {
   readonly instance: Instance;
   readonly tier: Tier;
   readonly span: Span;
+  /** Where it was looked at before the copy was started; else as the engine remembers it. */
+  readonly fingerprint?: Taken["fingerprint"];
+  readonly content?: string;
 }
 
 /** @throws HakobuError CHECKPOINT_FAILED and others; the signal's reason. Ends the span */
 export async function checkpoint(
   deps: CheckpointDeps,
-  { record, epoch, instance, tier, span }: Checkpointed,
+  { record, epoch, instance, tier, span, fingerprint, content }: Checkpointed,
   signal: AbortSignal,
-): Promise<void> {
+): Promise<Image> {
   const { engine, images, clock, log } = deps;
   const { spec, hash } = record;
   const container = spec.name;
@@ -50,8 +53,9 @@ export async function checkpoint(
         engine: engine.name,
         at: spec.checkpoint.at,
         tier,
-        fingerprint: await engine.fingerprint(spec),
+        fingerprint: fingerprint ?? (await engine.fingerprint(spec)),
         taken: clock.timestamp(),
+        ...(content === undefined ? {} : { content }),
       };
       const image = await draft.publish(taken, limit);
       // A request came in the moment of the rename: what it does is not in this image.
@@ -64,6 +68,7 @@ export async function checkpoint(
       const ms = Math.round(clock.now() - begunMs);
       log.info({ container, tier, image: image.directory, bytes: image.bytes, ms }, "checkpoint taken");
       span.end();
+      return image;
     } finally {
       await draft.discard();
     }

@@ -14,17 +14,20 @@ import { whenAnswering, whenListening } from "./application.js";
 import { checkpoint } from "./checkpoint.js";
 import { HakobuError, reasonOf } from "./hakobu-error.js";
 import { deadline, delay } from "./ports/clock.js";
+import type { Content } from "./ports/content.js";
 import type { Instance, Launch } from "./ports/engine.js";
 import type { Activation } from "./ports/host-client.js";
-import type { Image, Tier } from "./ports/image-store.js";
+import type { Image, Taken, Tier } from "./ports/image-store.js";
 import type { SpecRecord } from "./ports/placement-store.js";
 import type { ContainerSpec } from "./ports/spec.js";
 import { addPhases, type Span, type TraceContext, type Tracer } from "./ports/tracer.js";
 import type { ActorRegistry } from "./registry.js";
 import { named } from "./move-report.js";
 import { forgetSuspended, type RestorationDeps, restore } from "./restoration.js";
+import { contentOf } from "./shadow-image.js";
 
 export interface ContainerDeps extends RestorationDeps {
+  readonly content: Content;
   readonly tracer: Tracer;
   readonly registry: ActorRegistry;
   /** Shared by all containers of the host. */
@@ -51,6 +54,8 @@ export class ContainerActor {
   #limits: ContainerSpec["limits"] | undefined;
   #underWay: Promise<unknown> = Promise.resolve();
   #unproven: Image | undefined;
+  /** What lay at its watched paths when it was started. */
+  #content: Promise<Pick<Taken, "content">> = Promise.resolve({});
   #trigger: TraceContext | undefined;
   #lastActivityMs: number;
   #idleTimer: unknown;
@@ -318,6 +323,7 @@ export class ContainerActor {
         `${spec.name} was not ready within ${spec.startTimeoutMs} ms (startTimeout)`,
       ),
     ]);
+    this.#content = contentOf(this.#deps.content, spec, limit);
     try {
       const launched = await engine.start(this.#launch(), limit);
       this.#instance = launched.instance;
@@ -359,7 +365,8 @@ export class ContainerActor {
     const instance = this.#instance;
     if (instance === undefined) return;
     const span = this.#span("checkpoint");
-    await checkpoint(this.#deps, { record: this.#record, epoch: this.epoch, instance, tier, span }, signal);
+    const content = tier === "golden" ? await this.#content : {};
+    await checkpoint(this.#deps, { record: this.#record, epoch: this.epoch, instance, tier, span, ...content }, signal);
     this.#kept = tier === "suspended";
   }
 

@@ -14,6 +14,7 @@ import type { ClusterView, Noticed } from "./cluster-view.js";
 import { ContainerActor, type ContainerDeps } from "./container.js";
 import { follow } from "./follow.js";
 import { HakobuError, reasonOf } from "./hakobu-error.js";
+import { ImageRefresher } from "./image-refresher.js";
 import { deadline, delay } from "./ports/clock.js";
 import type { Engine, Instance } from "./ports/engine.js";
 import type { Claim, ClaimReply, HostClient } from "./ports/host-client.js";
@@ -60,6 +61,7 @@ export class HostActor {
   readonly #actor: Actor<typeof hostMachine>;
   readonly #following = new AbortController();
   readonly #admission: Admission;
+  readonly #refresher: ImageRefresher;
   readonly #claiming = new Map<string, Promise<ClaimReply>>();
   #record: HostRecord;
   #membership: Membership | undefined;
@@ -81,6 +83,17 @@ export class HostActor {
     this.#deps = deps;
     this.#record = record;
     this.#admission = new Admission(deps.startsAtOnce);
+    this.#refresher = new ImageRefresher({
+      ...deps,
+      admission: this.#admission,
+      containers: () => this.#containers.values(),
+      mayRefresh: (container) => {
+        const { name } = container;
+        if (this.state !== "running" || !this.proven || this.#record.draining || this.handingOver(name)) return false;
+        const own = this.#containers.get(name);
+        return own === container && !own.left;
+      },
+    });
     this.#tickMs = deps.clock.now();
     this.#actor = createActor(
       hostMachine.provide({
@@ -130,6 +143,11 @@ export class HostActor {
 
   container(name: string): ContainerActor | undefined {
     return this.#containers.get(name);
+  }
+
+  /** Why the image of a container could not be refreshed lately, for people. */
+  imageTrouble(container: ContainerActor): string | undefined {
+    return this.#refresher.trouble(container);
   }
 
   /** O5: whether requests for a container may be answered now. The request path asks; it costs one look at the clock. */
@@ -199,6 +217,7 @@ export class HostActor {
     this.#releases.close();
     void this.#nextInLine.close();
     this.#membership?.abandon();
+    void this.#refresher.close("the host agent ends");
     for (const container of this.#containers.values()) container.abandon();
     this.#containers.clear();
     this.#actor.stop();
@@ -415,7 +434,7 @@ export class HostActor {
         const container = this.#containers.get(noticed.name);
         if (container === undefined) return;
         if (noticed.record === undefined) container.send({ type: "RELOCATE", reason: "its specification was deleted" });
-        else container.update(noticed.record);
+        else if (!this.#refresher.prepares(container, noticed.record)) container.update(noticed.record);
         return;
       }
       case "host":
@@ -474,6 +493,7 @@ export class HostActor {
   }
 
   async #leave(): Promise<void> {
+    await this.#refresher.close("its host shuts down");
     const containers = [...this.#containers.values()];
     await this.#standbys.clear("the host shuts down");
     const limit = deadline(this.#deps.clock, moveLimitMs, "the host shuts down");
@@ -493,6 +513,7 @@ export class HostActor {
     return this.#deps.clock.setTimeout(() => {
       this.#noteSleep();
       for (const container of this.#containers.values()) container.check();
+      this.#refresher.check();
       this.#tellGuard();
       this.#checkTimer = this.#armCheck();
     }, checkEveryMs);

@@ -22,6 +22,7 @@ import { httpReadiness } from "./dispatcher/readiness.js";
 import { Pools, SOCKET_HIGH_WATER_MARK } from "./forwarding/pools.js";
 import { upgradeResponse } from "./forwarding/upgrade.js";
 import { ProcessGuard } from "./guard.js";
+import { WatchedContent } from "./images/watched-content.js";
 import { listen, shut } from "./http-server.js";
 import { ProberByKind } from "./probes/by-kind.js";
 import { HttpHostClient } from "./proxy/host-client.js";
@@ -86,6 +87,7 @@ export async function createHost(options: HostOptions, signal?: AbortSignal): Pr
       prober,
       guard,
       hosts: new HttpHostClient((host) => pools.get(host)),
+      content: new WatchedContent(log),
       readiness: httpReadiness,
       hooks: httpHooks(id),
       clock,

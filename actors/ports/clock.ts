@@ -6,7 +6,7 @@ import type { ActorOptions, AnyActorLogic } from "xstate";
 export interface Clock extends NonNullable<ActorOptions<AnyActorLogic>["clock"]> {
   /** Monotonic milliseconds; the origin has no meaning. */
   now(): number;
-  /** Wall-clock time in ISO 8601, for records that people read. Never compared. */
+  /** Wall-clock time in ISO 8601, for records that people read. Compared only where hours matter: the age of an image. */
   timestamp(): string;
 }
 

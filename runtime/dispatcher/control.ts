@@ -29,6 +29,8 @@ export interface HostStatus {
     readonly address: string | undefined;
     readonly how: string | undefined;
     readonly reason: string | undefined;
+    /** Why its image could not be refreshed lately. */
+    readonly imageTrouble: string | undefined;
   }[];
 }
 
@@ -124,6 +126,7 @@ export function hostStatus(host: HostActor): HostStatus {
       address: container.instance && `${container.instance.address}:${container.instance.port}`,
       how: container.activation?.how,
       reason: container.reason,
+      imageTrouble: host.imageTrouble(container),
     })),
   };
 }

@@ -149,6 +149,7 @@ describe("a container with hooks", () => {
         engine,
         images: images as ImageStore,
         standbys,
+        content: { digest: () => Promise.resolve("") },
         readiness: { get: () => Promise.resolve(200) },
         hooks: {
           call: (target, hostname, hook, signal) => note(hook.name).then(() => answers(target, hostname, hook, signal)),

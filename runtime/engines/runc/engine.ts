@@ -19,7 +19,7 @@ import { handlesTerm, identify, isRunning, signalProcess, waitUntil } from "../p
 import { baseLayer } from "./base-layer.js";
 import { findCgroups, scaleCgroup, signalCgroup } from "./cgroup.js";
 import { type Criu, checkCriu, dump, openCriu, removeStaleMountPoints, restore } from "./criu.js";
-import { machineFingerprint, rootfsFingerprint } from "./fingerprint.js";
+import { machineFingerprint, rootfsFingerprint, rootfsSignature } from "./fingerprint.js";
 import { type Names, namesOf, shadowOf, shadowsIn } from "./names.js";
 import { openGateway } from "./network.js";
 import { type Bind, bindsOf, ociConfig } from "./oci-config.js";
@@ -57,6 +57,11 @@ export class RuncEngine implements Engine {
   readonly #layers = new Map<string, Promise<string>>();
   /** By root file system, and by container where it was renewed. Changed packages are noticed by the next agent, or a refresh. */
   readonly #fingerprints = new Map<string, Readonly<Record<string, string>>>();
+  /** What was found when a root file system was last looked at. */
+  readonly #latest = new Map<
+    string,
+    { readonly signature: string; readonly fingerprint: Readonly<Record<string, string>> }
+  >();
   #ready: Promise<void> | undefined;
 
   constructor({ hostId, stateDir, log, hidden = [] }: RuncEngineOptions) {
@@ -81,10 +86,15 @@ export class RuncEngine implements Engine {
   fingerprint(spec: ContainerSpec, now = false): Promise<Readonly<Record<string, string>>> {
     const known = this.#fingerprints.get(rememberedKey(spec)) ?? this.#fingerprints.get(spec.rootfs);
     if (known !== undefined && !now) return Promise.resolve(known);
-    const machine = this.#criu === undefined ? {} : machineFingerprint(this.#criu);
-    const fingerprint = { ...machine, rootfs: rootfsFingerprint(spec.rootfs) };
-    if (known === undefined) this.#fingerprints.set(spec.rootfs, fingerprint);
-    return Promise.resolve(fingerprint);
+    const signature = rootfsSignature(spec.rootfs);
+    let latest = this.#latest.get(spec.rootfs);
+    if (latest?.signature !== signature) {
+      const machine = this.#criu === undefined ? {} : machineFingerprint(this.#criu);
+      latest = { signature, fingerprint: { ...machine, rootfs: rootfsFingerprint(spec.rootfs) } };
+      this.#latest.set(spec.rootfs, latest);
+    }
+    if (known === undefined) this.#fingerprints.set(spec.rootfs, latest.fingerprint);
+    return Promise.resolve(latest.fingerprint);
   }
 
   remember(spec: ContainerSpec, fingerprint: Readonly<Record<string, string>>): void {

@@ -1,6 +1,6 @@
 // What an image taken on this host needs where it is restored.
 import { createHash } from "node:crypto";
-import { lstatSync, readFileSync } from "node:fs";
+import { lstatSync, readFileSync, statSync } from "node:fs";
 import { arch, release } from "node:os";
 import { join } from "node:path";
 import type { Criu } from "./criu.js";
@@ -16,12 +16,28 @@ export function machineFingerprint(criu: Criu): Readonly<Record<string, string>>
  * is edited deep inside is not (CRIU then compares size and build id of each file that the image maps, and refuses).
  */
 export function rootfsFingerprint(rootfs: string): string {
-  const root = rootfs === "host" ? "/" : rootfs;
-  const parts = ["var/lib/dpkg/status", "etc/os-release", "lib/apk/db/installed"].map((file) => read(join(root, file)));
-  if (rootfs !== "host")
-    for (const name of ["", "bin", "etc", "lib", "usr", "usr/bin", "usr/lib", "app", "srv"])
-      parts.push(String(lstatSync(join(root, name), { throwIfNoEntry: false })?.mtimeMs ?? "-"));
-  return `${rootfs}:${digest(parts.join("\0"))}`;
+  const parts = lists.map((file) => read(join(rootOf(rootfs), file)));
+  return `${rootfs}:${digest([...parts, ...timesOf(rootfs)].join("\0"))}`;
+}
+
+/** Changes whenever the fingerprint does, and costs a few stat(2): for those that look often. */
+export function rootfsSignature(rootfs: string): string {
+  const stats = lists.map((file) => statSync(join(rootOf(rootfs), file), { throwIfNoEntry: false }));
+  const written = stats.map((each) => (each === undefined ? "-" : `${each.ino} ${each.size} ${each.mtimeMs}`));
+  return [...written, ...timesOf(rootfs)].join("\0");
+}
+
+/** Where packages are listed. */
+const lists = ["var/lib/dpkg/status", "etc/os-release", "lib/apk/db/installed"];
+const topDirectories = ["", "bin", "etc", "lib", "usr", "usr/bin", "usr/lib", "app", "srv"];
+
+function rootOf(rootfs: string): string {
+  return rootfs === "host" ? "/" : rootfs;
+}
+
+function timesOf(rootfs: string): string[] {
+  if (rootfs === "host") return [];
+  return topDirectories.map((name) => String(lstatSync(join(rootfs, name), { throwIfNoEntry: false })?.mtimeMs ?? "-"));
 }
 
 function cpuFlags(): string {
