@@ -33,9 +33,9 @@ export interface RefresherDeps extends Omit<CheckpointDeps, "engine"> {
   readonly content: Content;
   readonly admission: Admission;
   readonly tracer: Tracer;
-  containers(): Iterable<Refreshed>;
+  readonly containers: () => Iterable<Refreshed>;
   /** This host is its owner beyond doubt, and neither of the two is on its way out. */
-  mayRefresh(container: Refreshed): boolean;
+  readonly mayRefresh: (container: Refreshed) => boolean;
 }
 
 /** From the end of one look at everything to the next. */
