@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { createServer, request } from "node:http";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
@@ -269,6 +269,22 @@ describe("shadows of the runc engine", function () {
       [],
     );
     await stop(engine, shadow);
+  });
+
+  it("are of the root filesystem as it is now, which their engine tells apart from what it remembers", async () => {
+    const rootfs = await mkdtemp(join(directory, "rootfs-"));
+    await mkdir(join(rootfs, "etc"));
+    await writeFile(join(rootfs, "etc/os-release"), "one");
+    const [spec, neighbour] = [specOf({ rootfs }), specOf({ rootfs })];
+    const before = await engine.fingerprint(spec);
+    assert.deepEqual(await engine.fingerprint(spec, true), before);
+    await writeFile(join(rootfs, "etc/os-release"), "another");
+    const now = await engine.fingerprint(spec, true);
+    assert.notEqual(now["rootfs"], before["rootfs"]);
+    assert.deepEqual(await engine.fingerprint(spec), before);
+    engine.remember(spec, now);
+    assert.deepEqual(await engine.fingerprint(spec), now);
+    assert.deepEqual(await engine.fingerprint(neighbour), before, "its image is of that still");
   });
 
   it("leave nothing when their start is aborted at any point, or cannot be", async () => {
