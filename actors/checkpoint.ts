@@ -4,10 +4,12 @@
 import { type ApplicationDeps, callHook } from "./application.js";
 import { reasonOf } from "./hakobu-error.js";
 import { deadline } from "./ports/clock.js";
+import type { Content } from "./ports/content.js";
 import type { Instance } from "./ports/engine.js";
 import type { Image, ImageStore, Taken, Tier } from "./ports/image-store.js";
 import type { Log } from "./ports/log.js";
 import type { SpecRecord } from "./ports/placement-store.js";
+import type { ContainerSpec } from "./ports/spec.js";
 import { addPhases, type Span } from "./ports/tracer.js";
 
 export interface CheckpointDeps extends ApplicationDeps {
@@ -24,6 +26,20 @@ export interface Checkpointed {
   /** Where it was looked at before the copy was started; else as the engine remembers it. */
   readonly fingerprint?: Taken["fingerprint"];
   readonly content?: string;
+}
+
+/** For the manifest of an image whose container is being started. Empty where it is not to be known, or cannot be. Never rejects. */
+export async function contentOf(
+  content: Content,
+  spec: ContainerSpec,
+  signal: AbortSignal,
+): Promise<Pick<Taken, "content">> {
+  const paths = spec.checkpoint.refresh?.paths ?? [];
+  if (paths.length === 0) return {};
+  return content.digest(paths, signal).then(
+    (digest) => ({ content: digest }),
+    () => ({}),
+  );
 }
 
 /** @throws HakobuError CHECKPOINT_FAILED and others; the signal's reason. Ends the span */

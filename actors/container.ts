@@ -11,7 +11,7 @@ import { type Actor, createActor, fromPromise } from "xstate";
 import { type ContainerEvent, containerMachine, type RestoreOutcome } from "../machines/container.js";
 import type { Admission } from "./admission.js";
 import { whenAnswering, whenListening } from "./application.js";
-import { checkpoint } from "./checkpoint.js";
+import { checkpoint, contentOf } from "./checkpoint.js";
 import { HakobuError, reasonOf } from "./hakobu-error.js";
 import { deadline, delay } from "./ports/clock.js";
 import type { Content } from "./ports/content.js";
@@ -24,7 +24,6 @@ import { addPhases, type Span, type TraceContext, type Tracer } from "./ports/tr
 import type { ActorRegistry } from "./registry.js";
 import { named } from "./move-report.js";
 import { forgetSuspended, type RestorationDeps, restore } from "./restoration.js";
-import { contentOf } from "./shadow-image.js";
 
 export interface ContainerDeps extends RestorationDeps {
   readonly content: Content;

@@ -12,6 +12,7 @@
 import type { Admission } from "./admission.js";
 import type { CheckpointDeps } from "./checkpoint.js";
 import { reasonOf } from "./hakobu-error.js";
+import { deadline } from "./ports/clock.js";
 import type { Content } from "./ports/content.js";
 import type { Engine } from "./ports/engine.js";
 import type { Manifest } from "./ports/image-store.js";
@@ -44,6 +45,8 @@ export const lookEveryMs = 10_000;
 const knownForMs = 5 * 60_000;
 /** Content that changed is left to settle from one look to the next; for no longer than this. */
 const settleLimitMs = 5 * 60_000;
+/** A file server that does not answer holds up the others no longer. */
+const contentLimitMs = 30_000;
 const leastPauseMs = 60_000;
 const mostPauseMs = 60 * 60_000;
 
@@ -190,7 +193,8 @@ export class ImageRefresher {
     const { spec } = record;
     const paths = spec.checkpoint.refresh?.paths ?? [];
     const fingerprint = await engine.fingerprint(spec, true);
-    const digest = paths.length === 0 ? undefined : await content.digest(paths, signal);
+    const late = deadline(clock, contentLimitMs, `its watched paths were not looked at within ${contentLimitMs} ms`);
+    const digest = paths.length === 0 ? undefined : await content.digest(paths, AbortSignal.any([signal, late]));
     const look = async (): Promise<string | undefined> => {
       const manifest = await this.#newest(book, record, engine, fingerprint);
       return manifest === undefined

@@ -6,10 +6,8 @@ import { whenAnswering, whenListening } from "./application.js";
 import { checkpoint, type CheckpointDeps } from "./checkpoint.js";
 import { HakobuError } from "./hakobu-error.js";
 import { deadline } from "./ports/clock.js";
-import type { Content } from "./ports/content.js";
 import type { Image, Taken } from "./ports/image-store.js";
 import type { SpecRecord } from "./ports/placement-store.js";
-import type { ContainerSpec } from "./ports/spec.js";
 import { addPhases, type Span } from "./ports/tracer.js";
 
 export interface Wanted {
@@ -20,20 +18,6 @@ export interface Wanted {
   readonly fingerprint: Taken["fingerprint"];
   readonly content?: string;
   readonly span: Span;
-}
-
-/** For the manifest of an image whose container is being started. Empty where it is not to be known, or cannot be. Never rejects. */
-export async function contentOf(
-  content: Content,
-  spec: ContainerSpec,
-  signal: AbortSignal,
-): Promise<Pick<Taken, "content">> {
-  const paths = spec.checkpoint.refresh?.paths ?? [];
-  if (paths.length === 0) return {};
-  return content.digest(paths, signal).then(
-    (digest) => ({ content: digest }),
-    () => ({}),
-  );
 }
 
 /** @throws HakobuError START_FAILED, CHECKPOINT_FAILED, DEADLINE_EXCEEDED (startTimeout, checkpoint.timeout); the signal's reason */

@@ -33,7 +33,18 @@ export class WatchedContent implements Content {
     this.#entriesAtMost = entriesAtMost;
   }
 
-  async digest(paths: readonly string[], signal: AbortSignal): Promise<string> {
+  digest(paths: readonly string[], signal: AbortSignal): Promise<string> {
+    return new Promise((resolve, reject) => {
+      const onAbort = (): void => reject(signal.reason as Error);
+      if (signal.aborted) return onAbort();
+      signal.addEventListener("abort", onAbort, { once: true });
+      this.#digest(paths, signal)
+        .then(resolve, reject)
+        .finally(() => signal.removeEventListener("abort", onAbort));
+    });
+  }
+
+  async #digest(paths: readonly string[], signal: AbortSignal): Promise<string> {
     const walk: Walk = { hash: createHash("sha256"), signal, left: this.#entriesAtMost };
     for (const path of paths) {
       // A path that is switched to another release by its link leads elsewhere then.
