@@ -1,6 +1,6 @@
 // The host agent: joins the cluster with one lease, claims containers and owns an actor for each that it holds.
 //
-//   O1  It claims only for itself, in `running`, with a lease that is proven now.
+//   O1  It claims only for itself, in `running`, with a lease that is proven now (claims.ts).
 //   O2  A container is served only under a claim that this host won and has not seen superseded.
 //   O3  A placement that changed hands (watch, or a request with a newer epoch) makes the container leave.
 //   O4  Containers found running after a crash of the agent are kept if their placement is still this host's, else stopped.
@@ -10,6 +10,7 @@ import { type Actor, createActor, fromPromise } from "xstate";
 import { hostMachine } from "../machines/host.js";
 import { Admission } from "./admission.js";
 import { adopt, isExclusive } from "./adoption.js";
+import { Claims } from "./claims.js";
 import type { ClusterView, Noticed } from "./cluster-view.js";
 import { ContainerActor, type ContainerDeps } from "./container.js";
 import { follow } from "./follow.js";
@@ -52,8 +53,6 @@ const sleepMs = 2000;
 const discardGraceMs = 1000;
 const joinPauseMs = 250;
 const joinPauseLimitMs = 5000;
-/** How long a claim may wait for a specification that its proxy knows and this host does not yet. */
-const specWaitMs = 1000;
 
 export class HostActor {
   readonly #deps: HostDeps;
@@ -62,7 +61,6 @@ export class HostActor {
   readonly #following = new AbortController();
   readonly #admission: Admission;
   readonly #refresher: ImageRefresher;
-  readonly #claiming = new Map<string, Promise<ClaimReply>>();
   #record: HostRecord;
   #membership: Membership | undefined;
   #checkTimer: unknown;
@@ -77,6 +75,7 @@ export class HostActor {
   readonly #releases: Releases;
   readonly #moves: PlannedMoves;
   readonly #standbys: Standbys;
+  readonly #claims: Claims;
   readonly #nextInLine: NextInLine;
 
   constructor(deps: HostDeps, record: HostRecord) {
@@ -117,9 +116,19 @@ export class HostActor {
       clock: deps.clock,
       log: deps.log,
       membership: () => this.#membership,
-      wanted: (container) => this.#containers.has(container) || this.#claiming.has(container),
+      wanted: (container) => this.#containers.has(container) || this.#claims.underWay(container),
     });
     this.#standbys = new Standbys({ ...deps, admission: this.#admission });
+    this.#claims = new Claims({
+      ...deps,
+      host: this,
+      held: this.#containers,
+      membership: () => this.#membership,
+      vacancies: this.#vacancies,
+      releases: this.#releases,
+      standbys: this.#standbys,
+      acquire: (owned, placement) => this.#acquire(owned, placement),
+    });
     this.#nextInLine = new NextInLine({ ...deps, hostId: record.id, limitBytes: deps.warmBytes });
     this.#moves = new PlannedMoves({
       ...deps,
@@ -223,66 +232,19 @@ export class HostActor {
     this.#actor.stop();
   }
 
-  /**
-   * Takes a container over, if the placement is still what the proxy saw; on success it is already coming up.
-   * Never rejects.
-   */
+  /** Takes a container over, if the placement is still what the proxy saw; on success it is already coming up. Never rejects. */
   claim(claim: Claim, trace: TraceContext | undefined): Promise<ClaimReply> {
-    const reply = this.#claim(claim, trace).finally(() => {
-      if (this.#claiming.get(claim.container) === reply) this.#claiming.delete(claim.container);
-    });
-    this.#claiming.set(claim.container, reply);
-    return reply;
+    return this.#claims.claim(claim, trace);
   }
 
-  /**
-   * Waits for a claim of that container that is under way: others may see in the store that it was won before this host has its answer,
-   * and send requests under the new epoch.
-   */
-  async claimed(name: string): Promise<void> {
-    await this.#claiming.get(name)?.catch(() => {});
+  /** Waits for a claim of that container that is under way. */
+  claimed(name: string): Promise<void> {
+    return this.#claims.settled(name);
   }
 
-  async #claim(claim: Claim, trace: TraceContext | undefined): Promise<ClaimReply> {
-    const { view } = this.#deps;
-    const refusal = await this.#refusal(claim);
-    if (refusal !== undefined) return refusal;
-    const record = view.spec(claim.container) as SpecRecord;
-    await this.#releases.settled(claim.container);
-    if (!this.#containers.has(claim.container)) this.#standbys.begin(record);
-    const outcome = await (this.#membership as Membership).claim(claim);
-    switch (outcome.kind) {
-      case "won": {
-        const container = await this.#acquire(record, outcome.placement);
-        const limit = deadline(this.#deps.clock, record.spec.startTimeoutMs, "nobody waited longer for it");
-        container.whenServing(trace, limit).catch(() => {});
-        return outcome;
-      }
-      case "lost":
-        if (outcome.placement?.host === this.#record.id && this.#containers.has(claim.container))
-          return { kind: "won", placement: outcome.placement };
-        this.#standbys.discard(claim.container, "another host was first");
-        if (outcome.placement !== undefined) view.learn(outcome.placement);
-        return { kind: "moved", ...(outcome.placement ? { placement: outcome.placement } : {}) };
-      case "unavailable":
-        this.#standbys.discard(claim.container, "the placement store does not answer");
-        return {
-          kind: "refused",
-          reason: `the placement store does not answer: ${outcome.reason}`,
-          retryAfterMs: 1000,
-        };
-    }
-  }
-
-  /**
-   * A proxy suspects the owner and would ask this host next: restores the container without letting it run. @returns whether it does;
-   * what is not claimed soon is discarded
-   */
+  /** A proxy suspects the owner and would ask this host next. @returns whether the container is being restored, without running */
   prepare(name: string): boolean {
-    const record = this.#deps.view.spec(name);
-    if (record === undefined || record.spec.takeover === "exclusive" || this.#containers.has(name)) return false;
-    if (this.state !== "running" || !this.proven || this.#record.draining) return false;
-    return this.#containers.size < this.#record.capacity && this.#standbys.begin(record);
+    return this.#claims.prepare(name);
   }
 
   /** A request carried an epoch newer than this host's: it has been superseded and did not know. */
@@ -339,45 +301,6 @@ export class HostActor {
     const now = this.#deps.clock.now();
     if (now - this.#tickMs > sleepMs) this.#slept = true;
     this.#tickMs = now;
-  }
-
-  async #refusal(claim: Claim): Promise<ClaimReply | undefined> {
-    const { view, engines, prober, clock } = this.#deps;
-    const refuse = (reason: string, retryAfterMs?: number): ClaimReply => ({
-      kind: "refused",
-      reason,
-      ...(retryAfterMs === undefined ? {} : { retryAfterMs }),
-    });
-    if (this.#record.draining) return refuse(`host ${this.#record.id} drains`);
-    if (this.state !== "running" || this.#membership === undefined)
-      return refuse(`host ${this.#record.id} is ${this.state}`, 1000);
-    if (!this.proven) return refuse(`host ${this.#record.id} cannot prove its lease`, 1000);
-    await view
-      .until(() => view.spec(claim.container) !== undefined, deadline(clock, specWaitMs, "no specification"))
-      .catch(() => {});
-    const record = view.spec(claim.container);
-    if (record === undefined) return refuse(`no specification of ${claim.container} is known here`, 1000);
-    const engine = engines.get(record.spec.engine);
-    if (engine === undefined) return refuse(`no engine ${record.spec.engine} on host ${this.#record.id}`);
-    if (!this.#containers.has(claim.container) && this.#containers.size >= this.#record.capacity)
-      return refuse(`host ${this.#record.id} is full (${this.#record.capacity} containers)`);
-    if (record.spec.takeover === "exclusive") await this.#vacancies.settled(claim.container);
-    const owner = view.placement(claim.container);
-    if (claim.expected === 0 || owner === undefined || owner.host === this.#record.id) return undefined;
-    if (claim.handover === true && claim.from === owner.host) return undefined;
-    switch (record.spec.takeover) {
-      case "fast":
-        return undefined;
-      case "confirmed": {
-        const host = view.host(owner.host);
-        if (host === undefined) return undefined;
-        const result = await prober.probe(host, record.spec.probe.timeoutMs, record.spec.probe.kind);
-        if (result.kind === "alive") return { kind: "moved", placement: owner };
-        return undefined;
-      }
-      case "exclusive":
-        return refuse(`${claim.container} is exclusive, and the lease of ${owner.host} has not ended`, 1000);
-    }
   }
 
   async #acquire(record: SpecRecord, placement: Placement, adopted?: Instance): Promise<ContainerActor> {

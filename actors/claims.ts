@@ -1,0 +1,147 @@
+// Claims that this host makes when a proxy, or the owner in a planned move, asks it to take a container over.
+//
+//   O1  It claims only for itself, in `running`, with a lease that is proven now; of an exclusive container only when nobody owns it.
+import type { ClusterView } from "./cluster-view.js";
+import type { ContainerActor } from "./container.js";
+import { type Clock, deadline } from "./ports/clock.js";
+import type { Engine } from "./ports/engine.js";
+import type { Claim, ClaimReply } from "./ports/host-client.js";
+import type { HostRecord, Membership, Placement, SpecRecord } from "./ports/placement-store.js";
+import type { Prober } from "./ports/prober.js";
+import type { TraceContext } from "./ports/tracer.js";
+import type { Releases } from "./releases.js";
+import type { Standbys } from "./standbys.js";
+import type { Vacancies } from "./vacancies.js";
+
+export interface ClaimsDeps {
+  readonly host: { readonly record: HostRecord; readonly state: string; readonly proven: boolean };
+  /** The containers that it has. */
+  readonly held: ReadonlyMap<string, ContainerActor>;
+  readonly membership: () => Membership | undefined;
+  readonly view: ClusterView;
+  readonly engines: ReadonlyMap<string, Engine>;
+  readonly prober: Prober;
+  readonly clock: Clock;
+  readonly vacancies: Vacancies;
+  readonly releases: Releases;
+  readonly standbys: Standbys;
+  readonly acquire: (record: SpecRecord, placement: Placement) => Promise<ContainerActor>;
+}
+
+/** How long a claim may wait for a specification that its proxy knows and this host does not yet. */
+const specWaitMs = 1000;
+
+export class Claims {
+  readonly #deps: ClaimsDeps;
+  readonly #underWay = new Map<string, Promise<ClaimReply>>();
+
+  constructor(deps: ClaimsDeps) {
+    this.#deps = deps;
+  }
+
+  underWay(container: string): boolean {
+    return this.#underWay.has(container);
+  }
+
+  /**
+   * Takes a container over, if the placement is still what the proxy saw; on success it is already coming up.
+   * Never rejects.
+   */
+  claim(claim: Claim, trace: TraceContext | undefined): Promise<ClaimReply> {
+    const reply = this.#claim(claim, trace).finally(() => {
+      if (this.#underWay.get(claim.container) === reply) this.#underWay.delete(claim.container);
+    });
+    this.#underWay.set(claim.container, reply);
+    return reply;
+  }
+
+  /**
+   * Waits for a claim of that container that is under way: others may see in the store that it was won before this host has its answer,
+   * and send requests under the new epoch.
+   */
+  async settled(name: string): Promise<void> {
+    await this.#underWay.get(name)?.catch(() => {});
+  }
+
+  /**
+   * A proxy suspects the owner and would ask this host next: restores the container without letting it run. @returns whether it does;
+   * what is not claimed soon is discarded
+   */
+  prepare(name: string): boolean {
+    const { host, held, view, standbys } = this.#deps;
+    const record = view.spec(name);
+    if (record === undefined || record.spec.takeover === "exclusive" || held.has(name)) return false;
+    if (host.state !== "running" || !host.proven || host.record.draining) return false;
+    return held.size < host.record.capacity && standbys.begin(record);
+  }
+
+  async #claim(claim: Claim, trace: TraceContext | undefined): Promise<ClaimReply> {
+    const { host, held, view, clock, releases, standbys, membership, acquire } = this.#deps;
+    const refusal = await this.#refusal(claim);
+    if (refusal !== undefined) return refusal;
+    const record = view.spec(claim.container) as SpecRecord;
+    await releases.settled(claim.container);
+    if (!held.has(claim.container)) standbys.begin(record);
+    const outcome = await (membership() as Membership).claim(claim);
+    switch (outcome.kind) {
+      case "won": {
+        const container = await acquire(record, outcome.placement);
+        const limit = deadline(clock, record.spec.startTimeoutMs, "nobody waited longer for it");
+        container.whenServing(trace, limit).catch(() => {});
+        return outcome;
+      }
+      case "lost":
+        if (outcome.placement?.host === host.record.id && held.has(claim.container))
+          return { kind: "won", placement: outcome.placement };
+        standbys.discard(claim.container, "another host was first");
+        if (outcome.placement !== undefined) view.learn(outcome.placement);
+        return { kind: "moved", ...(outcome.placement ? { placement: outcome.placement } : {}) };
+      case "unavailable":
+        standbys.discard(claim.container, "the placement store does not answer");
+        return {
+          kind: "refused",
+          reason: `the placement store does not answer: ${outcome.reason}`,
+          retryAfterMs: 1000,
+        };
+    }
+  }
+
+  async #refusal(claim: Claim): Promise<ClaimReply | undefined> {
+    const { host, held, view, engines, prober, clock, vacancies, membership } = this.#deps;
+    const refuse = (reason: string, retryAfterMs?: number): ClaimReply => ({
+      kind: "refused",
+      reason,
+      ...(retryAfterMs === undefined ? {} : { retryAfterMs }),
+    });
+    if (host.record.draining) return refuse(`host ${host.record.id} drains`);
+    if (host.state !== "running" || membership() === undefined)
+      return refuse(`host ${host.record.id} is ${host.state}`, 1000);
+    if (!host.proven) return refuse(`host ${host.record.id} cannot prove its lease`, 1000);
+    await view
+      .until(() => view.spec(claim.container) !== undefined, deadline(clock, specWaitMs, "no specification"))
+      .catch(() => {});
+    const record = view.spec(claim.container);
+    if (record === undefined) return refuse(`no specification of ${claim.container} is known here`, 1000);
+    const engine = engines.get(record.spec.engine);
+    if (engine === undefined) return refuse(`no engine ${record.spec.engine} on host ${host.record.id}`);
+    if (!held.has(claim.container) && held.size >= host.record.capacity)
+      return refuse(`host ${host.record.id} is full (${host.record.capacity} containers)`);
+    if (record.spec.takeover === "exclusive") await vacancies.settled(claim.container);
+    const owner = view.placement(claim.container);
+    if (claim.expected === 0 || owner === undefined || owner.host === host.record.id) return undefined;
+    if (claim.handover === true && claim.from === owner.host) return undefined;
+    switch (record.spec.takeover) {
+      case "fast":
+        return undefined;
+      case "confirmed": {
+        const theirs = view.host(owner.host);
+        if (theirs === undefined) return undefined;
+        const result = await prober.probe(theirs, record.spec.probe.timeoutMs, record.spec.probe.kind);
+        if (result.kind === "alive") return { kind: "moved", placement: owner };
+        return undefined;
+      }
+      case "exclusive":
+        return refuse(`${claim.container} is exclusive, and the lease of ${owner.host} has not ended`, 1000);
+    }
+  }
+}
