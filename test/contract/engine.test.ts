@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdtemp, opendir, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
@@ -99,6 +99,19 @@ describe("engine runc, beyond the contract", function () {
     await look(restored.instance, engine);
     await engine.stop(restored.instance, 0);
   }
+
+  it("is not kept from removing a container by somebody who is looking into its files", async () => {
+    const { instance } = await engine.start(launchOf(counterSpec(engine, "watched")), limit());
+    await whenListening(engine, instance);
+    const within = await opendir(namesOf(hostId, join(stateOf(hostId), "runc"), "watched").root);
+    try {
+      await engine.stop(instance, 0);
+      assert.deepEqual(await machineResources([hostId, stateOf(hostId)]), []);
+      assert.notEqual(await within.read(), null);
+    } finally {
+      await within.close();
+    }
+  });
 
   it("keeps to the limits of the specification, cold started and restored (G1)", async () => {
     await bothWays("limits", async ({ pid, container }) => {

@@ -111,7 +111,6 @@ function holder(hosts: readonly string[], prefix: string): { process: ChildProce
     const { systemClock } = await import(${modules[1]});
     const log = { debug() {}, info() {}, warn() {}, error() {} };
     const member = await new EtcdPlacementStore(${options}, { clock: systemClock, log }).join(${host});
-    console.log("joined");
     let last = performance.now();
     setInterval(() => {
       const now = performance.now();
@@ -119,6 +118,7 @@ function holder(hosts: readonly string[], prefix: string): { process: ChildProce
       last = now;
     }, 10);
     member.lost.then((reason) => console.log("lost", reason));
+    console.log("joined");
   `;
   const child = spawn(process.execPath, ["--input-type=module", "--eval", code], {
     stdio: ["ignore", "pipe", "inherit"],

@@ -140,7 +140,7 @@ mount -t overlay -o "lowerdir=$lower,upperdir=$draft/layer,workdir=$draft/work" 
       const links = Object.entries(deviceLinks).map(([name, target]) => `ln -s ${target} ${name}`);
       await run(`cd "$1/merged/dev"\n${[...nodes, ...links].join("\n")}`, []);
     } finally {
-      await runCommand(["umount", merged], options);
+      await runCommand(["umount", "--lazy", merged], options);
     }
     try {
       renameSync(made, layer);

@@ -97,11 +97,14 @@ export async function growRootfs(names: Names, limits: ContainerSpec["limits"]):
   });
 }
 
-/** Idempotent. Processes that still use it would be a mistake of the caller: the unmount is not lazy. */
+/**
+ * Idempotent. Lazily: no process of the container is left, and whoever else is looking in (a search, a backup) neither holds its end
+ * up nor loses what is open.
+ */
 export async function unmountRootfs(names: Names): Promise<void> {
   const mounted = mountsBelow(names.directory);
   if (mounted.length > 0)
-    await runCommand(["umount", "--no-canonicalize", ...mounted.toReversed()], {
+    await runCommand(["umount", "--lazy", "--no-canonicalize", ...mounted.toReversed()], {
       failure: "STOP_FAILED",
       title: `unmounting the root file system of ${names.container}`,
       timeoutMs: commandLimitMs,
