@@ -5,7 +5,12 @@ import type { HostRecord, Placement, SpecRecord, StoreChange } from "./ports/pla
 export type Noticed =
   | { readonly kind: "spec"; readonly name: string; readonly record?: SpecRecord | undefined }
   | { readonly kind: "host"; readonly id: string; readonly record?: HostRecord | undefined }
-  | { readonly kind: "placement"; readonly container: string; readonly placement?: Placement | undefined };
+  | {
+      readonly kind: "placement";
+      readonly container: string;
+      readonly placement?: Placement | undefined;
+      readonly before?: Placement | undefined;
+    };
 
 export class ClusterView {
   /** Whether the stream is live. What is known stays in use while it is not. */
@@ -43,7 +48,11 @@ export class ClusterView {
         const specs = new Map(change.specs.map((record) => [record.spec.name, record]));
         const hosts = new Map(change.hosts.map((record) => [record.id, record]));
         const placements = new Map(change.placements.map((placement) => [placement.container, placement]));
-        for (const name of new Set([...this.#specs.keys(), ...specs.keys()])) this.#setSpec(name, specs.get(name));
+        const names = new Set([...this.#specs.keys(), ...specs.keys()]);
+        this.#specs.clear();
+        for (const [name, record] of specs) this.#specs.set(name, record);
+        this.#assignHostnames();
+        for (const name of names) this.#notify({ kind: "spec", name, record: specs.get(name) });
         for (const id of new Set([...this.#hosts.keys(), ...hosts.keys()])) this.#setHost(id, hosts.get(id));
         for (const container of new Set([...this.#placements.keys(), ...placements.keys()]))
           this.#setPlacement(container, placements.get(container));
@@ -136,11 +145,15 @@ export class ClusterView {
     if (before === undefined && record === undefined) return;
     if (record === undefined) this.#specs.delete(name);
     else this.#specs.set(name, record);
+    this.#assignHostnames();
+    this.#notify({ kind: "spec", name, record });
+  }
+
+  /** Two applications that ask for one host name: the first by name has it, on every member alike. */
+  #assignHostnames(): void {
     this.#byHostname.clear();
-    // Two applications that ask for one host name: the first by name has it, on every member alike.
     for (const each of [...this.#specs.values()].sort((a, b) => (a.spec.name < b.spec.name ? 1 : -1)))
       for (const hostname of each.spec.hostnames) this.#byHostname.set(hostname, each);
-    this.#notify({ kind: "spec", name, record });
   }
 
   #setHost(id: string, record: HostRecord | undefined): void {
@@ -159,6 +172,6 @@ export class ClusterView {
       this.#placements.set(container, placement);
       this.#load.set(placement.host, this.load(placement.host) + 1);
     }
-    this.#notify({ kind: "placement", container, placement });
+    this.#notify({ kind: "placement", container, placement, before });
   }
 }

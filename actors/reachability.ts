@@ -125,17 +125,16 @@ export class ReachabilityActor {
     this.#actor.send({ type: "LEASE_EXPIRED" });
   }
 
-  leaseGranted(): void {
-    this.#agentGone = false;
-    this.#actor.send({ type: "LEASE_GRANTED" });
+  /** It broke a connection: what was heard before proves nothing any more. Whether it is gone, the next probe tells. */
+  interrupted(): void {
+    this.lastHeardMs = Number.NEGATIVE_INFINITY;
   }
 
   /** Asks the host; joins a probe of the same kind and time-out that is under way. */
-  async probe(timeoutMs: number, kind = this.#defaultKind): Promise<ProbeResult> {
+  probe(timeoutMs: number, kind = this.#defaultKind): Promise<ProbeResult> {
     this.#probeTimeoutMs = timeoutMs;
     this.#probeKind = kind;
-    const result = await this.#ask(timeoutMs, kind);
-    return result;
+    return this.#ask(kind, timeoutMs, this.#probeFloorMs);
   }
 
   /** Watches over a request until the returned function is called (its answer has begun, or it has ended). */
@@ -157,18 +156,18 @@ export class ReachabilityActor {
       this.#timer = undefined;
       const first = this.#waiting.values().next().value;
       if (first === undefined) return;
-      if (!this.fresh) void this.#ask(first.probeTimeoutMs, first.probeKind ?? this.#defaultKind);
+      if (!this.fresh) void this.probe(first.probeTimeoutMs, first.probeKind);
       this.#arm();
     }, this.#freshMs);
   }
 
-  #ask(timeoutMs: number, kind: ProbeKind): Promise<ProbeResult> {
-    const key = `${kind}/${timeoutMs}`;
+  #ask(kind: ProbeKind, timeoutMs: number, floorMs: number): Promise<ProbeResult> {
+    const key = `${kind}/${timeoutMs}/${floorMs}`;
     const underWay = this.#probes.get(key);
     if (underWay !== undefined) return underWay;
     const { clock, prober } = this.#deps;
     const begunMs = clock.now();
-    const limitMs = this.#trips[kind].timeoutMs(this.#probeFloorMs, timeoutMs);
+    const limitMs = this.#trips[kind].timeoutMs(floorMs, timeoutMs);
     const late = clock.setTimeout(
       // After a stall of this process the answer may be in the socket: it is read first.
       () => clock.setTimeout(() => this.#probes.get(key) === probe && this.#late(), 0),
@@ -200,6 +199,8 @@ export class ReachabilityActor {
       case "timeout":
       case "unreachable":
         return this.#actor.send({ type: "SILENT", reason: describe(result) });
+      case "unknown":
+        return;
     }
   }
 
@@ -207,14 +208,9 @@ export class ReachabilityActor {
     const pauseMs = this.state === "unreachable" ? unreachablePauseMs : suspectedPauseMs;
     await delay(this.#deps.clock, pauseMs, signal);
     const kind = this.#agentGone ? "tcp" : this.#probeKind;
-    const result = await this.#deps.prober.probe(this.#target, this.#probeTimeoutMs, kind);
-    if (result.kind === "refused") this.#agentGone = true;
-    if (result.kind === "alive") {
-      if (kind === "tcp") this.#agentGone = false;
-      else if (this.#agentGone) return "silent";
-      this.lastHeardMs = this.#deps.clock.now();
-    }
-    return result.kind === "alive" || result.kind === "refused" ? result.kind : "silent";
+    const result = await this.#ask(kind, this.#probeTimeoutMs, this.#probeTimeoutMs);
+    if (result.kind === "alive" && this.#agentGone) return "silent";
+    return result.kind === "timeout" || result.kind === "unreachable" ? "silent" : result.kind;
   }
 }
 
@@ -229,5 +225,7 @@ export function describe(result: ProbeResult): string {
       return `no answer within ${result.afterMs} ms`;
     case "unreachable":
       return `network unreachable (${result.code})`;
+    case "unknown":
+      return `could not be asked (${result.code})`;
   }
 }

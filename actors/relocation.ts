@@ -33,7 +33,7 @@ export interface RelocationDeps {
   readonly registry: ActorRegistry;
   /** A move that takes longer has failed. */
   readonly deadlineMs: number;
-  /** Moves of one container on suspicion alone, in a minute; beyond that it stays where it is. */
+  /** Moves of one container in a minute, whoever made them, from which on it does not move on suspicion. */
   readonly movesPerMinute: number;
 }
 
@@ -60,6 +60,10 @@ const prepareEveryMs = 5000;
 const prepareLimitMs = 1000;
 /** How often a move that waits for the end of a lease looks whether the owner is heard again. */
 const leaseLookMs = 50;
+/** A store that is away for so long tells no end of a lease to whoever waits for it. */
+const streamLostMs = 3000;
+/** Of a reason, as hosts take it (runtime/dispatcher/protocol.ts). */
+const reasonLimit = 500;
 /** How long the stream may lag behind what a host says. */
 const streamLagMs = 1000;
 
@@ -75,6 +79,10 @@ export class Relocations {
 
   constructor(deps: RelocationDeps) {
     this.#deps = deps;
+    deps.view.onChange((noticed) => {
+      if (noticed.kind !== "placement" || noticed.placement === undefined || noticed.before === undefined) return;
+      if (noticed.before.host !== noticed.placement.host) this.#count(noticed.container);
+    });
   }
 
   /** The move that is under way for a container, if one is. */
@@ -94,6 +102,7 @@ export class Relocations {
     if (now - (this.#prepared.get(name) ?? Number.NEGATIVE_INFINITY) < prepareEveryMs) return;
     const [next] = this.#candidates(record, new Set([owner.id]));
     if (next === undefined || view.placement(name)?.host !== owner.id) return;
+    for (const [known, at] of this.#prepared) if (now - at >= prepareEveryMs) this.#prepared.delete(known);
     this.#prepared.set(name, now);
     void hosts.prepare(next, name, deadline(clock, prepareLimitMs, "a hint takes no longer"));
   }
@@ -121,8 +130,9 @@ export class Relocations {
   }
 
   /**
-   * A host that flaps must not take its containers along each time: how often is too often is left open by the paper.
-   * A false alarm costs one slow answer, a move on each of them costs all of them.
+   * A host that flaps must not take its containers along each time, nor a container that starts nowhere be tried on one host after
+   * the other for ever: how often is too often is left open by the paper. A false alarm costs one slow answer, a move on each of
+   * them costs all of them. All proxies count what they see in the store, so that their number does not multiply the budget.
    */
   #damped(container: string, reason: MoveReason): Move | undefined {
     const { view, clock, movesPerMinute, log } = this.#deps;
@@ -228,7 +238,6 @@ export class Relocations {
       span.end();
       return { ended, context: span.context, answered() {} };
     }
-    if (owner !== undefined) this.#count(name);
     const report: MoveReport = {
       container: name,
       from: owner?.host,
@@ -258,7 +267,7 @@ export class Relocations {
     if (host === undefined) return "dead";
     const { timeoutMs, kind } = record.spec.probe;
     const result = await this.#deps.reachability(host).probe(timeoutMs, kind);
-    return result.kind === "alive" ? "alive" : "dead";
+    return result.kind === "alive" || result.kind === "unknown" ? "alive" : "dead";
   }
 
   async #choose(context: RelocationContext, record: SpecRecord, signal: AbortSignal): Promise<ChooseOutcome> {
@@ -276,9 +285,17 @@ export class Relocations {
       const limit = AbortSignal.any([signal, deadline(clock, context.deadlineMs, "the old lease did not end in time")]);
       const host = view.host(before.host);
       const silent = host !== undefined && reachability(host).state !== "trusted";
+      if (context.tried.includes(before.host)) return { kind: "none", why: `${before.host} keeps it: it is exclusive` };
       // It ends with the lease, or with an owner that is heard again: a false alarm.
+      let heardMs = clock.now();
       while (view.placement(name)?.epoch === before.epoch) {
         if (silent && reachability(host).state === "trusted") return { kind: "taken", owner: ownerOf(before) };
+        if (view.connected) heardMs = clock.now();
+        if (clock.now() - heardMs > streamLostMs)
+          return {
+            kind: "none",
+            why: `it is exclusive, and the placement store does not say whether the lease of ${before.host} has ended: ${view.disconnectedReason}`,
+          };
         await delay(clock, leaseLookMs, limit);
       }
     }
@@ -316,7 +333,7 @@ export class Relocations {
     const claim = {
       container: context.container,
       expected: context.owner?.epoch ?? 0,
-      reason,
+      reason: reason.slice(0, reasonLimit),
       ...(from === undefined ? {} : { from }),
     };
     const reply = await this.#while(host, signal, (limit) => hosts.claim(host, claim, span.context, limit));

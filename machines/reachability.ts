@@ -5,7 +5,8 @@
 //   R3  Any answer is proof of life, in every state.
 import { assign, fromPromise, setup } from "xstate";
 
-export type Verdict = "alive" | "silent" | "refused";
+/** `unknown`: the question could not be asked. */
+export type Verdict = "alive" | "silent" | "refused" | "unknown";
 
 export type ReachabilityEvent =
   /** Anything that came back from the host. */
@@ -15,8 +16,7 @@ export type ReachabilityEvent =
   /** Its machine says that nothing listens. */
   | { readonly type: "REFUSED"; readonly reason: string }
   /** The store dropped the host's lease. */
-  | { readonly type: "LEASE_EXPIRED" }
-  | { readonly type: "LEASE_GRANTED" };
+  | { readonly type: "LEASE_EXPIRED" };
 
 export interface ReachabilityContext {
   /** Probes in a row without an answer. */
@@ -64,6 +64,7 @@ export const reachabilityMachine = setup({
         src: "reprobe",
         onDone: [
           { guard: ({ event }) => event.output === "alive", target: "trusted" },
+          { guard: ({ event }) => event.output === "unknown", target: "suspected", reenter: true },
           {
             guard: ({ event }) => event.output === "refused",
             target: "unreachable",
@@ -86,7 +87,7 @@ export const reachabilityMachine = setup({
         ],
         onError: { target: "unreachable", reenter: true, actions: "miss" },
       },
-      on: { ALIVE: "trusted", LEASE_GRANTED: "trusted" },
+      on: { ALIVE: "trusted" },
     },
   },
 });

@@ -11,6 +11,7 @@ import type { Engine } from "../actors/ports/engine.js";
 import type { ImageStore } from "../actors/ports/image-store.js";
 import type { Log } from "../actors/ports/log.js";
 import type { PlacementStore } from "../actors/ports/placement-store.js";
+import type { ProbeKind } from "../actors/ports/prober.js";
 import type { Tracer } from "../actors/ports/tracer.js";
 import { noTracing } from "../actors/ports/tracer.js";
 import { ActorRegistry } from "../actors/registry.js";
@@ -38,6 +39,8 @@ export interface HostOptions {
   readonly images: ImageStore;
   readonly log: Log;
   readonly capacity?: number;
+  /** How proxies and other hosts are to probe it, where a container does not say. Default: as they are configured. */
+  readonly probeKind?: ProbeKind;
   readonly fingerprint?: Readonly<Record<string, string>>;
   /** Containers that may come up at the same time. Default: one for each processor, at least 2. */
   readonly startsAtOnce?: number;
@@ -100,6 +103,7 @@ export async function createHost(options: HostOptions, signal?: AbortSignal): Pr
       address,
       port,
       incarnation: randomUUID(),
+      ...(options.probeKind === undefined ? {} : { probeKind: options.probeKind }),
       capacity: options.capacity ?? 100,
       engines: options.engines.map((engine) => engine.name),
       fingerprint: options.fingerprint ?? {},

@@ -7,6 +7,7 @@
 //   P3  hosts and placements disappear with their owner's lease; never before `Membership.provenUntil` has passed.
 //   P4  An answer that was lost is read back, never guessed.
 //   P5  `follow` misses nothing: after a gap it delivers a `reset`.
+import type { ProbeKind } from "./prober.js";
 import type { ContainerSpec } from "./spec.js";
 
 export interface SpecRecord {
@@ -23,6 +24,8 @@ export interface HostRecord {
   readonly port: number;
   /** New for each start of the agent. */
   readonly incarnation: string;
+  /** How it is to be probed, where a container does not say. Absent: as the prober's own configuration says. */
+  readonly probeKind?: ProbeKind;
   /** Containers it may own at once. */
   readonly capacity: number;
   readonly engines: readonly string[];

@@ -20,7 +20,9 @@ export type ProbeResult =
   /** Nothing came back within the limit. */
   | { readonly kind: "timeout"; readonly afterMs: number }
   /** The network answered for it, for example "no route to host". */
-  | { readonly kind: "unreachable"; readonly code: string };
+  | { readonly kind: "unreachable"; readonly code: string }
+  /** This machine could not ask, for example for want of file descriptors: it says nothing about the host. */
+  | { readonly kind: "unknown"; readonly code: string };
 
 export interface Prober {
   /** Never rejects. The verdict survives a stall of the event loop: a late answer that has arrived counts. */

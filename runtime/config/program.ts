@@ -88,6 +88,12 @@ const hostSchema = fields.block({
     stateDir: file.describe("its own files; default: /var/lib/hakobu/<id>"),
     images: fields.absolutePath.default("/var/lib/hakobu/images").describe("checkpoint images, shared by all hosts"),
     capacity: fields.whole(1, 10_000).default(100).describe("containers it may own at once"),
+    probe: fields.section({
+      kind: fields
+        .oneOf("tcp", "icmp")
+        .optional()
+        .describe("how this host is asked whether it is there; default: as the proxies are configured"),
+    }),
     startsAtOnce: fields
       .whole(1, 1000)
       .optional()
@@ -152,7 +158,7 @@ const proxySchema = fields.block({
     movesPerMinute: fields
       .whole(1, 10_000)
       .default(6)
-      .describe("moves of one container on suspicion alone; beyond that it stays where it is"),
+      .describe("moves of one container from which on it does not move on suspicion"),
     trustForwarded: fields.flag
       .default(false)
       .describe("believe Forwarded and X-Forwarded-* of whoever connects: only behind a load balancer"),
@@ -182,6 +188,7 @@ export interface HostConfig extends ProgramConfig {
     readonly stateDir: string;
     readonly images: string;
     readonly capacity: number;
+    readonly probeKind?: ProbeKind;
     readonly startsAtOnce?: number;
     readonly warmBytes: number;
     readonly engines: readonly ("runc" | "process" | "haconiwa")[];
@@ -365,7 +372,7 @@ export async function readHostConfig(sources: Sources): Promise<HostConfig> {
   const gathered = await gather(hostSettings, sources);
   const form = check(hostSchema, gathered);
   const { refuse, settle } = collector(gathered.where);
-  const { listen, images, capacity, startsAtOnce, warmImages: warmBytes, engines } = form.host;
+  const { listen, images, capacity, probe, startsAtOnce, warmImages: warmBytes, engines } = form.host;
   const machine = hostname().split(".")[0]?.toLowerCase() ?? "";
   const id = form.host.id ?? machine;
   if (!fields.NAME.test(id)) refuse("host.id", `is missing, and the machine's name "${machine}" cannot be one: set it`);
@@ -394,6 +401,7 @@ export async function readHostConfig(sources: Sources): Promise<HostConfig> {
       stateDir,
       images,
       capacity,
+      ...(probe.kind === undefined ? {} : { probeKind: probe.kind }),
       ...(startsAtOnce === undefined ? {} : { startsAtOnce }),
       warmBytes,
       engines: [...new Set(engines)],

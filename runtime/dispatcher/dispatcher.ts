@@ -1,7 +1,8 @@
 // The HTTP face of a host for tenants' requests: forwards to the container that the request names, waking it first.
 //
 //   D1  Nothing is forwarded for a container that this host does not own, or under an epoch older than its own: 421.
-//   D2  A request that finds its container asleep waits in a bounded queue, within its own deadline.
+//   D2  A request that finds its container asleep waits in a bounded queue, within its own deadline. Who owns the container is
+//       looked at again when it serves: this process may have stood still meanwhile.
 //   D3  A request goes to a container a second time only if the first copy cannot have acted on it, or its method is
 //       idempotent (RFC 9110 section 9.2.2) and its body is still whole.
 //   D4  Answers of the dispatcher itself carry `hakobu-verdict`; no answer of a container does.
@@ -69,11 +70,13 @@ export class Dispatcher {
     if (container === undefined) return this.#moved(outgoing, name);
     if (epoch > container.epoch) host.supersede(container, epoch);
     if (epoch !== container.epoch) return this.#moved(outgoing, name);
-    if (!(await host.mayServe(container)))
-      return answer(outgoing, 503, { verdict: "refused", reason: `${host.record.id} cannot prove its lease` });
+    const body = hasBody(incoming) ? new ReplayBody(incoming, this.#options.replayLimitBytes) : undefined;
     try {
-      await this.#carry(container, incoming, outgoing, head);
+      if (!(await host.mayServe(container))) throw this.#doubtful(container);
+      await this.#carry(container, incoming, outgoing, body, head);
     } catch (error) {
+      // Else what is left of the upload would keep the connection from being read again.
+      body?.discard();
       this.#refuse(container, outgoing, error);
     }
   }
@@ -82,13 +85,17 @@ export class Dispatcher {
     container: ContainerActor,
     incoming: IncomingMessage,
     outgoing: ServerResponse,
+    body: ReplayBody | undefined,
     head: Buffer | undefined,
   ): Promise<void> {
-    const { pools, clock, replayLimitBytes, requestTimeoutMs } = this.#options;
-    const body = hasBody(incoming) ? new ReplayBody(incoming, replayLimitBytes) : undefined;
+    const { host, pools, clock, requestTimeoutMs } = this.#options;
     const headers = requestHeaders(incoming, { forwarded: "keep" });
     for (let attempt = 1; ; attempt++) {
-      const instance = container.serving ?? (await this.#wake(container, incoming, outgoing));
+      let instance = container.serving;
+      if (instance === undefined || attempt > 1) {
+        instance ??= await this.#wake(container, incoming, outgoing);
+        if (!(await host.mayServe(container))) throw this.#doubtful(container);
+      }
       container.enter();
       const pool = pools.get(instance);
       const forwarding = { headers, headersTimeoutMs: requestTimeoutMs, bodyTimeoutMs: BODY_SILENCE_MS };
@@ -99,8 +106,10 @@ export class Dispatcher {
       container.leave(outcome.kind === "served" && outcome.status < 500);
       if (outcome.kind !== "failed" || outcome.responded) return;
       container.check();
-      if (attempt === attemptLimit || !mayRepeat(incoming, outcome, body))
+      if (attempt === attemptLimit || !mayRepeat(incoming, outcome, body)) {
+        body?.discard();
         return this.#broken(container, outgoing, outcome);
+      }
       await delay(clock, retryPauseMs);
     }
   }
@@ -142,8 +151,20 @@ export class Dispatcher {
     const { log } = this.#options;
     if (outgoing.destroyed || outgoing.headersSent) return;
     if (error instanceof HakobuError && error.code === "NOT_OWNER") return this.#moved(outgoing, container.name);
-    log.warn({ container: container.name, reason: reasonOf(error) }, "request not served");
-    answer(outgoing, 503, { verdict: "refused", reason: reasonOf(error), retryAfterMs: 1000 });
+    const reason = reasonOf(error);
+    log.warn({ container: container.name, reason }, "request not served");
+    const doubtful = error instanceof HakobuError && error.code === "LEASE_LOST";
+    answer(outgoing, 503, {
+      verdict: "refused",
+      reason,
+      ...(doubtful ? {} : { keeps: true as const, retryAfterMs: 1000 }),
+    });
+  }
+
+  #doubtful({ name, left }: ContainerActor): HakobuError {
+    const { id } = this.#options.host.record;
+    if (left) return new HakobuError("NOT_OWNER", `${name} has left host ${id}`);
+    return new HakobuError("LEASE_LOST", `host ${id} cannot prove that ${name} is still its own`, { retryable: true });
   }
 
   #moved(outgoing: ServerResponse, name: string): void {

@@ -25,6 +25,8 @@ export const path = {
 } as const;
 
 const epoch = z.number().int().nonnegative();
+/** It is written into etcd and into every record of the move. Longer ones are cut by whoever asks for the claim. */
+export const reasonLimit = 500;
 
 export const placementSchema = z.object({
   container: z.string(),
@@ -39,7 +41,7 @@ export const claimSchema = z.object({
   container: z.string(),
   expected: epoch,
   from: z.string().exactOptional(),
-  reason: z.string().max(500),
+  reason: z.string().max(reasonLimit),
   handover: z.boolean().exactOptional(),
 });
 
@@ -88,7 +90,13 @@ export const verdictSchema = z.discriminatedUnion("verdict", [
   z.object({ verdict: z.literal("moved"), placement: placementSchema.exactOptional() }),
   /** A planned move is under way: the owner changes within seconds. */
   z.object({ verdict: z.literal("leaving") }),
-  z.object({ verdict: z.literal("refused"), reason: z.string(), retryAfterMs: z.number().exactOptional() }),
+  z.object({
+    verdict: z.literal("refused"),
+    reason: z.string(),
+    /** Its lease holds: it will answer for the container again. Absent: it cannot prove that, and somebody else may take it. */
+    keeps: z.literal(true).exactOptional(),
+    retryAfterMs: z.number().exactOptional(),
+  }),
 ]);
 
 export type VerdictBody = z.infer<typeof verdictSchema>;

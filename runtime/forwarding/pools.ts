@@ -19,8 +19,8 @@ export const SOCKET_HIGH_WATER_MARK = 256 * 1024;
 export interface PoolsOptions {
   /** Default 100. */
   readonly connectTimeoutMs?: number;
-  /** Connections to one target at once; more requests wait, each with its own deadline. Default 256. */
-  readonly connections?: number;
+  /** Connections to one target at once; more requests wait. Default 256. `unlimited`: where requests of many tenants go to one target. */
+  readonly connections?: number | "unlimited";
   /** An unused connection is closed after this long, or a second before the server says it will. Default 4000. */
   readonly keepAliveTimeoutMs?: number;
 }
@@ -32,7 +32,7 @@ interface Entry {
 
 export class Pools {
   readonly #connectTimeoutMs: number;
-  readonly #connections: number;
+  readonly #connections: number | "unlimited";
   readonly #keepAliveTimeoutMs: number;
   readonly #entries = new Map<string, Entry>();
   #closed = false;
@@ -54,7 +54,7 @@ export class Pools {
     if (this.#closed) throw new HakobuError("UNAVAILABLE", "The connection pools are closed: the process is stopping");
     const sockets = new Set<Socket>();
     const pool = new Pool(key, {
-      connections: this.#connections,
+      connections: this.#connections === "unlimited" ? null : this.#connections,
       keepAliveTimeout: this.#keepAliveTimeoutMs,
       keepAliveTimeoutThreshold: 1000,
       // Deadlines are given with each request; these hold for whoever uses the pool directly.

@@ -61,6 +61,7 @@ const hostSchema = z.object({
   address: z.string().min(1),
   port,
   incarnation: z.string(),
+  probeKind: z.enum(["tcp", "icmp"]).exactOptional(),
   capacity: z.int().min(0),
   engines: z.array(z.string()),
   fingerprint: strings,

@@ -25,7 +25,7 @@ export class ProberByKind implements Prober {
   }
 
   probe(target: Target, timeoutMs: number, kind: ProbeKind = this.#default): Promise<ProbeResult> {
-    if (this.#closed) return Promise.resolve({ kind: "unreachable", code: "PROBER_CLOSED" });
+    if (this.#closed) return Promise.resolve({ kind: "unknown", code: "PROBER_CLOSED" });
     switch (kind) {
       case "tcp":
         return this.#tcp.probe(target, timeoutMs);

@@ -88,8 +88,9 @@ export class IcmpProber implements Prober {
     const version = isIP(target.address) as 0 | 4 | 6;
     const unreachable = (code: string): Promise<ProbeResult> => Promise.resolve({ kind: "unreachable", code });
     if (version === 0) return unreachable("NOT_AN_IP_ADDRESS");
-    if (this.#closed) return unreachable("PROBER_CLOSED");
-    if (this.#outstanding.size >= mostOutstanding) return unreachable("TOO_MANY_PROBES");
+    const unknown = (code: string): Promise<ProbeResult> => Promise.resolve({ kind: "unknown", code });
+    if (this.#closed) return unknown("PROBER_CLOSED");
+    if (this.#outstanding.size >= mostOutstanding) return unknown("TOO_MANY_PROBES");
     const socket = this.#sockets[version];
     if (socket === undefined) return unreachable("EAFNOSUPPORT");
     while (this.#outstanding.has(this.#sequence)) this.#sequence = (this.#sequence + 1) & 0xffff;
@@ -117,18 +118,19 @@ export class IcmpProber implements Prober {
       try {
         socket.wrap.send(packet, 0, packet.length, target.address, () => undefined);
       } catch (error) {
-        own.settle({ kind: "unreachable", code: codeOf(error) });
+        const code = codeOf(error);
+        own.settle({ kind: code === "ENOBUFS" ? "unknown" : "unreachable", code });
       }
     });
   }
 
-  /** Ends the probes under way, as unreachable. Idempotent. */
+  /** Ends the probes under way, as unknown. Idempotent. */
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
     this.#sockets[4].close();
     this.#sockets[6]?.close();
-    for (const probe of this.#outstanding.values()) probe.settle({ kind: "unreachable", code: "PROBER_CLOSED" });
+    for (const probe of this.#outstanding.values()) probe.settle({ kind: "unknown", code: "PROBER_CLOSED" });
   }
 
   #open(version: 4 | 6): RawSocket {
@@ -226,6 +228,7 @@ function codeOf(error: unknown): string {
     "No route to host": "EHOSTUNREACH",
     "Permission denied": "EACCES",
     "Operation not permitted": "EPERM",
+    "No buffer space available": "ENOBUFS",
   };
   return codes[message] ?? message;
 }

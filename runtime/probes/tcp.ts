@@ -40,6 +40,9 @@ export class TcpProber implements Prober {
   }
 }
 
+/** connect(2), socket(2). */
+const ownTrouble = new Set(["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EADDRNOTAVAIL", "EAGAIN"]);
+
 function isPort(port: number): boolean {
   return Number.isInteger(port) && port > 0 && port < 65_536;
 }
@@ -48,5 +51,6 @@ function verdict(code: string | undefined, afterMs: number): ProbeResult {
   // A reset comes in the place of a refusal when the listener dies with this connection still in its backlog.
   if (code === "ECONNREFUSED" || code === "ECONNRESET") return { kind: "refused" };
   if (code === "ETIMEDOUT") return { kind: "timeout", afterMs };
+  if (code !== undefined && ownTrouble.has(code)) return { kind: "unknown", code };
   return { kind: "unreachable", code: code ?? "UNKNOWN" };
 }

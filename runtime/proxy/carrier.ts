@@ -49,6 +49,7 @@ const viewLagMs = 1000;
 /** Before a host that others reach and this proxy does not is asked for again. */
 const keptPauseMs = 250;
 const via = "hakobu";
+const tooOften = "since it has moved too often in the last minute (movesPerMinute)";
 
 /** One request on its way. */
 interface Journey {
@@ -68,7 +69,7 @@ interface Owner {
   readonly host: HostRecord;
   readonly placement: Placement;
   readonly reachability: ReachabilityActor;
-  /** The host is silent, and the container stays there all the same: wait for its answer. */
+  /** The host is silent, and the container stays there all the same, for it has moved too often: wait for its answer. */
   readonly damped?: true;
 }
 
@@ -159,7 +160,7 @@ export class Carrier {
         // A safe request without a body goes along with the probe: should the host be dead, it is sent again.
         if (isSafe(incoming.method) && journey.body === undefined) return owner;
         const result = await this.#probed(asked, record, owner);
-        if (result.kind === "alive") return owner;
+        if (result.kind === "alive" || result.kind === "unknown") return owner;
         const probedMs = result.kind === "timeout" ? result.afterMs : 0;
         const text = `${host.id}: ${describe(result)}`;
         const certain = result.kind === "refused";
@@ -190,6 +191,7 @@ export class Carrier {
   async #probed(asked: Promise<ProbeResult>, record: SpecRecord, { host, reachability }: Owner): Promise<ProbeResult> {
     const unwatch = reachability.watch({
       probeTimeoutMs: record.spec.probe.timeoutMs,
+      probeKind: record.spec.probe.kind,
       hostLate: () => this.#options.relocations.anticipate(record, host),
       hostSilent: () => {},
     });
@@ -221,7 +223,9 @@ export class Carrier {
     const span = trace.open({ "hakobu.container": record.spec.name });
     this.#waiting++;
     try {
-      const limit = deadline(clock, Math.max(0, journey.endMs - clock.now()), `${record.spec.name}: no owner in time`);
+      const leftMs = Math.max(0, journey.endMs - clock.now());
+      const text = `${record.spec.name}: no host could take it in time (${trigger.reason.text})`;
+      const limit = deadline(clock, leftMs, text, "UNAVAILABLE");
       const move = await within(relocations.move(record, { ...trigger, request: trace.context }), limit);
       span.link(move.context);
       journey.move = move;
@@ -315,12 +319,21 @@ export class Carrier {
         trace.open({ "hakobu.moved": true });
         const { epoch } = owner.placement;
         const leftMs = Math.max(0, journey.endMs - clock.now());
-        const limit = deadline(clock, leftMs, `the planned move of ${record.spec.name} did not end in time`);
+        const text = `the planned move of ${record.spec.name} did not end in time`;
+        const limit = deadline(clock, leftMs, text, "UNAVAILABLE");
         await view.until(() => view.placement(record.spec.name)?.epoch !== epoch, limit);
         return `${owner.host.id} hands it over`;
       }
       case "refused": {
-        await this.#move(journey, certainly(`${owner.host.id}: ${verdict.reason}`, owner.placement.epoch));
+        const { name, takeover } = record.spec;
+        const text = `${owner.host.id}: ${verdict.reason}`;
+        const certain = verdict.keeps !== true;
+        // Who answers with a lease that holds is moved from by `fast` alone, and not without end.
+        if (!certain && takeover !== "fast") throw new HakobuError("UNAVAILABLE", text, { retryable: true });
+        const reason = { text, proven: true, certain };
+        const { ended } = await this.#move(journey, { reason, epoch: owner.placement.epoch, probedMs: 0 });
+        if (ended.kind === "damped")
+          throw new HakobuError("UNAVAILABLE", `${name} stays where it is, ${tooOften}. ${text}`, { retryable: true });
         return verdict.reason;
       }
     }
@@ -350,13 +363,19 @@ export class Carrier {
     if (failure.code === "invalid") throw new HakobuError("CONFIG_INVALID", failure.error.message);
     if (failure.code === "refused") reachability.refused("connection refused");
     else if (failure.code !== "aborted") {
+      if (failure.code === "reset" || failure.code === "closed") reachability.interrupted();
       const { timeoutMs, kind } = record.spec.probe;
       await reachability.probe(timeoutMs, kind);
     }
-    if (reachability.state === "unreachable") pools.destroy(host, reachability.reason);
+    // A host that is only silent may be back in a moment, and with it the answers that others wait for.
+    if (reachability.state === "unreachable" && reachability.certain) pools.destroy(host, reachability.reason);
     const repeatable = failure.sent === "nothing" || isIdempotent(incoming.method);
-    if (failure.code === "timeout" && failure.sent === "something")
-      throw new HakobuError("DEADLINE_EXCEEDED", `${record.spec.name} did not answer in time`);
+    if (failure.code === "timeout" && failure.sent === "something") {
+      const text = `${record.spec.name} did not answer in time`;
+      if (owner.damped === true && repeatable)
+        throw new HakobuError("UNAVAILABLE", `${text}, and stays on ${host.id}: ${tooOften}`, { retryable: true });
+      throw new HakobuError("DEADLINE_EXCEEDED", text);
+    }
     if (!repeatable || (body !== undefined && !body.replayable))
       throw new HakobuError(
         "ABORTED",

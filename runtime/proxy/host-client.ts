@@ -56,11 +56,20 @@ export class HttpHostClient implements HostClient {
         signal,
       });
       const text = await response.body.text();
-      const reply = schema.safeParse(JSON.parse(text));
+      const reply = schema.safeParse(json(text));
       if (reply.success) return reply.data;
       return { kind: "unreachable", reason: `host ${host.id} answered ${response.statusCode}: ${text.slice(0, 200)}` };
     } catch (error) {
       return { kind: "unreachable", reason: `host ${host.id}: ${reasonOf(signal.aborted ? signal.reason : error)}` };
     }
+  }
+}
+
+/** Undefined where it is none: a host's refusal of the call itself is plain text. */
+function json(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
   }
 }

@@ -36,7 +36,7 @@ export interface ProxyOptions {
   readonly requestTimeoutMs?: number;
   /** For a whole move. Default 60 s. */
   readonly relocationTimeoutMs?: number;
-  /** Moves of one container on suspicion alone, in a minute; beyond that it stays. Default 6. */
+  /** Moves of one container in a minute, whoever made them, from which on it does not move on suspicion. Default 6. */
   readonly movesPerMinute?: number;
   readonly replayLimitBytes?: number;
   readonly maxWaiting?: number;
@@ -61,6 +61,9 @@ export interface HakobuProxy {
   close(graceMs?: number): Promise<void>;
 }
 
+/** To one host; moves of one host's containers come in bursts. */
+const controlConnections = 64;
+
 /** Listens and follows the placement store; resolves when its table is filled. @throws HakobuError CONFIG_INVALID */
 export async function createProxy(options: ProxyOptions): Promise<HakobuProxy> {
   const { store, log, clock = systemClock, tracer = noTracing } = options;
@@ -74,7 +77,9 @@ export async function createProxy(options: ProxyOptions): Promise<HakobuProxy> {
   const ownProber = options.prober === undefined ? new ProberByKind(probeKind, log) : undefined;
   const prober: Prober = options.prober ?? (ownProber as ProberByKind);
   const view = new ClusterView();
-  const pools = new Pools();
+  // A tenant whose answers are long must not keep the others, nor the calls by which containers move, from a host.
+  const pools = new Pools({ connections: "unlimited" });
+  const controlPools = new Pools({ connections: controlConnections });
   const actors = new Map<
     string,
     { readonly actor: ReachabilityActor; readonly incarnation: string; readonly target: Target }
@@ -88,7 +93,7 @@ export async function createProxy(options: ProxyOptions): Promise<HakobuProxy> {
       freshMs,
       probeTimeoutMs,
       probeFloorMs,
-      probeKind,
+      probeKind: host.probeKind ?? probeKind,
     });
     actors.set(host.id, { actor, incarnation: host.incarnation, target: { address: host.address, port: host.port } });
     return actor;
@@ -102,13 +107,13 @@ export async function createProxy(options: ProxyOptions): Promise<HakobuProxy> {
     gone.actor.leaseExpired();
     gone.actor.stop();
     // Whatever still streams from it has ended, even if no packet says so.
-    pools.destroy(gone.target, "its lease expired");
+    for (const each of [pools, controlPools]) each.destroy(gone.target, "its lease expired");
   });
 
   const relocations = new Relocations({
     clock,
     view,
-    hosts: new HttpHostClient((host) => pools.get(host)),
+    hosts: new HttpHostClient((host) => controlPools.get(host)),
     reachability,
     tracer,
     log,
@@ -166,7 +171,7 @@ export async function createProxy(options: ProxyOptions): Promise<HakobuProxy> {
         following.abort();
         for (const { actor } of actors.values()) actor.stop();
         ownProber?.close();
-        await pools.close();
+        await Promise.all([pools.close(), controlPools.close()]);
       })()),
   };
 }

@@ -17,6 +17,11 @@ import { eventually, fixtures, send } from "../lab/cluster.js";
 import { type OtlpReceiver, otlpReceiver } from "../lab/otlp-receiver.js";
 import { specOf } from "../lab/records.js";
 
+interface SpecAndPlacement {
+  readonly spec: { readonly name: string };
+  readonly placement?: { readonly epoch: number };
+}
+
 const program = fileURLToPath(new URL("../../runtime/cli/main.js", import.meta.url));
 
 describe("the cluster without root", function () {
@@ -135,6 +140,62 @@ describe("the cluster without root", function () {
       "it serves once it is mended",
       async () => (await send(cluster.proxy, "broken.localhost")).status === 200,
     );
+  });
+
+  it("says at once why an exclusive container does not start, and lets no other request wait for it", async () => {
+    const says = ["-e", "console.log('no database'); process.exit(1)"];
+    const broken = specOf("alone", { command: [process.execPath, ...says], takeover: "exclusive" });
+    await cluster.apply([specRecord(broken)]);
+    for (let each = 0; each < 3; each++) {
+      const begunMs = performance.now();
+      const reply = await send(cluster.proxy, "alone.localhost");
+      assert.equal(reply.status, 503);
+      assert.equal(reply.headers["retry-after"], "1");
+      assert.match(reply.text, /no database/);
+      assert.ok(performance.now() - begunMs < 5000, "it waited for the end of a lease that holds");
+    }
+    await cluster.apply([specRecord({ ...app("alone").spec, takeover: "exclusive" })]);
+    await eventually(
+      "it serves once it is mended",
+      async () => (await send(cluster.proxy, "alone.localhost")).status === 200,
+    );
+  });
+
+  it("does not try a container that starts nowhere on one host after the other for ever", async () => {
+    const says = ["-e", "console.log('no licence'); process.exit(1)"];
+    await cluster.apply([specRecord(specOf("nowhere", { command: [process.execPath, ...says] }))]);
+    const epochs = new Set<number | undefined>();
+    let last = "";
+    for (let each = 0; each < 40; each++) {
+      const reply = await send(cluster.proxy, "nowhere.localhost");
+      assert.equal(reply.status, 503);
+      last = reply.text;
+      const { address, port } = cluster.admin;
+      const known = (await (await fetch(`http://${address}:${port}/containers`)).json()) as SpecAndPlacement[];
+      epochs.add(known.find(({ spec }) => spec.name === "nowhere")?.placement?.epoch);
+    }
+    assert.match(last, /no licence/);
+    assert.match(last, /movesPerMinute/);
+    assert.ok(epochs.size <= 10, `${epochs.size} claims`);
+  });
+
+  it("leaves a connection to a host usable when an upload came for a container that does not start", async () => {
+    const body = "x".repeat(1024 * 1024);
+    for (let each = 0; each < 5; each++) {
+      const reply = await send(cluster.proxy, "alone-too.localhost", { method: "POST", body });
+      assert.equal(reply.status, 404);
+    }
+    const says = ["-e", "process.exit(1)"];
+    await cluster.apply([
+      specRecord(specOf("uploads", { command: [process.execPath, ...says], takeover: "exclusive" })),
+      app("other"),
+    ]);
+    assert.equal((await send(cluster.proxy, "other.localhost")).status, 200);
+    for (let each = 0; each < 10; each++) {
+      const refused = await send(cluster.proxy, "uploads.localhost", { method: "POST", body });
+      assert.equal(refused.status, 503);
+      assert.equal((await send(cluster.proxy, "other.localhost", { timeoutMs: 3000 })).status, 200);
+    }
   });
 
   it("leaves no placeholder of a statechart in a live actor", () => {

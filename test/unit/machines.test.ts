@@ -334,7 +334,6 @@ describe("the statechart of reachability", () => {
     { type: "SILENT", reason: "planted" },
     { type: "REFUSED", reason: "planted" },
     { type: "LEASE_EXPIRED" },
-    { type: "LEASE_GRANTED" },
     done("reprobe", "alive"),
     done("reprobe", "silent"),
     done("reprobe", "refused"),
