@@ -1,4 +1,4 @@
-// What one fault at a time costs a client, for the table of docs/reference/faults.md: `node dist/test/chaos/measure.js`.
+// What one fault at a time, or a few together, cost a client, for the table of docs/reference/faults.md: `node dist/test/chaos/measure.js`.
 // Three containers, one of each takeover policy, on one host of three; requests every few milliseconds through two proxies.
 import { join } from "node:path";
 import { cannotRestore, eventually, openTestCluster, type TestCluster } from "../lab/cluster.js";
@@ -11,7 +11,8 @@ const ttlSeconds = 5;
 const policies: readonly Takeover[] = ["fast", "confirmed", "exclusive"];
 const settleLimitMs = 30_000;
 const at = { atMs: 0 };
-const faults: readonly Fault[] = [
+const noMajority: readonly Fault[] = [0, 1].map((member) => ({ ...at, kind: "hang etcd member", member, forMs: 5000 }));
+const faults: readonly (Fault | readonly Fault[])[] = [
   { ...at, kind: "cut", host: "a", direction: "both", forMs: 1000 },
   { ...at, kind: "cut", host: "a", direction: "both", forMs: 9000 },
   { ...at, kind: "cut", host: "a", direction: "in", forMs: 9000 },
@@ -27,10 +28,13 @@ const faults: readonly Fault[] = [
   { ...at, kind: "stop host past the TTL", host: "a", forMs: 9000 },
   { ...at, kind: "drain", host: "a", forMs: 3000 },
   ...policies.map((container): Fault => ({ ...at, kind: "kill container", container, forMs: 0 })),
+  ...policies.map((container): Fault => ({ ...at, kind: "relocate", container, host: "b", forMs: 0 })),
   { ...at, kind: "kill proxy", proxy: 0, forMs: 1000 },
   { ...at, kind: "stop proxy", proxy: 0, forMs: 1000 },
   { ...at, kind: "restart etcd member", member: 0, forMs: 1000 },
   { ...at, kind: "hang etcd member", member: 0, forMs: 5000 },
+  noMajority,
+  [...noMajority, { ...at, kind: "cut", host: "a", direction: "both", forMs: 9000 }],
 ];
 
 const why = await cannotRestore();
@@ -47,12 +51,12 @@ try {
   await lab.cluster.apply(policies.map((takeover) => lab.journal(takeover, { takeover })));
   const columns = policies.flatMap((takeover) => [`${takeover}: longest wait`, "failed GET / POST"]);
   console.log(`| fault | ${columns.join(" | ")} |\n|${" --- |".repeat(columns.length + 1)}`);
-  for (const fault of faults) console.log(await row(lab, fault));
+  for (const each of faults) console.log(await row(lab, Array.isArray(each) ? each : [each as Fault]));
 } finally {
   await lab.close();
 }
 
-async function row(the: TestCluster, fault: Fault): Promise<string> {
+async function row(the: TestCluster, together: readonly Fault[]): Promise<string> {
   await allOn(the, "a");
   const clients = new Clients({
     seed: 1,
@@ -67,15 +71,19 @@ async function row(the: TestCluster, fault: Fault): Promise<string> {
   });
   await clients.more(20);
   const injector = new Injector(the.cluster, () => {});
-  await injector.run([fault], new AbortController().signal);
+  await injector.run(together, new AbortController().signal);
   await clients.more(40);
   await clients.stop();
-  const direction = fault.kind === "cut" && fault.direction !== "both" ? ` ${fault.direction}` : "";
-  const name = `${fault.kind}${direction}${fault.forMs > 0 ? `, ${fault.forMs / 1000} s` : ""}`;
   const cells = policies.flatMap((takeover) =>
     cellsOf(clients.exchanges.filter(({ container }) => container === takeover)),
   );
-  return `| ${name}${"container" in fault ? ` (${fault.container})` : ""} | ${cells.join(" | ")} |`;
+  return `| ${together.map(nameOf).join(" and ")} | ${cells.join(" | ")} |`;
+}
+
+function nameOf(fault: Fault): string {
+  const direction = fault.kind === "cut" && fault.direction !== "both" ? ` ${fault.direction}` : "";
+  const container = "container" in fault ? ` (${fault.container})` : "";
+  return `${fault.kind}${direction}${container}${fault.forMs > 0 ? `, ${fault.forMs / 1000} s` : ""}`;
 }
 
 /** The longest wait of a request that was answered, and what was not, of how many. */
