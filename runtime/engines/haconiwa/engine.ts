@@ -98,8 +98,9 @@ export class HaconiwaEngine implements Engine {
       this.#rootfs.set(spec.rootfs, rootfs);
     }
     const machine = this.#criu === undefined ? {} : machineFingerprint(this.#criu);
+    const program = this.#program === undefined ? {} : { haconiwa: this.#program.digest };
     const haco = spec.haconiwa === undefined ? {} : { haco: ownHacoFingerprint(spec.haconiwa.file) };
-    return Promise.resolve({ ...machine, rootfs, ...haco });
+    return Promise.resolve({ ...machine, ...program, rootfs, ...haco });
   }
 
   async start(launch: Launch, signal: AbortSignal): Promise<Launched> {
