@@ -26,7 +26,7 @@ export async function whenListening(deps: ApplicationDeps, instance: Instance, s
   }
 }
 
-/** Until its warm-up request is answered below 500. @throws HakobuError START_FAILED when its process ends; the signal's reason */
+/** Until each of its warm-up requests, in their order, is answered below 500. @throws HakobuError START_FAILED when its process ends; the signal's reason */
 export async function whenAnswering(
   deps: ApplicationDeps,
   spec: ContainerSpec,
@@ -35,13 +35,14 @@ export async function whenAnswering(
 ): Promise<void> {
   const { readiness, engine, clock } = deps;
   const hostname = hostnameOf(spec);
-  for (;;) {
-    const outcome = await readiness.get(instance, hostname, spec.checkpoint.warmup, signal).catch(reasonOf);
-    if (typeof outcome === "number" && outcome < 500) return;
-    signal.throwIfAborted();
-    if (!engine.alive(instance)) throw await died(engine, instance);
-    await delay(clock, readyPollMs, signal);
-  }
+  for (const path of [spec.checkpoint.warmup].flat())
+    for (;;) {
+      const outcome = await readiness.get(instance, hostname, path, signal).catch(reasonOf);
+      if (typeof outcome === "number" && outcome < 500) break;
+      signal.throwIfAborted();
+      if (!engine.alive(instance)) throw await died(engine, instance);
+      await delay(clock, readyPollMs, signal);
+    }
 }
 
 /** Nothing where the specification does not name it. Rejects when the application did not say that it has done it. */

@@ -302,6 +302,7 @@ export class ContainerActor {
         },
       };
       const outcome = await restore(this.#deps, restoring, signal);
+      if (outcome.kind === "noImage") span.set({ "hakobu.note": outcome.why });
       span.end(outcome.kind === "badImage" ? outcome.why : undefined);
       return outcome;
     } catch (error) {
@@ -336,6 +337,7 @@ export class ContainerActor {
         ...(spec.checkpoint.at === "warm" ? [{ name: "warm up", ms: clock.now() - listensMs }] : []),
       ];
       const note = this.reason;
+      span.set({ "hakobu.note": note });
       this.#running(launched.instance, span, {
         how: "cold",
         epoch: this.epoch,

@@ -40,7 +40,12 @@ export function named(phases: Phases): Readonly<Record<string, number>> {
 
 /** The move is over for the log and the trace with the first answer from the new owner. @returns what is to be called then; once counts */
 export function untilFirstResponse({ clock, log, limitMs }: ReportDeps, report: MoveReport, span: Span): () => void {
-  span.set({ "hakobu.how": report.how, "hakobu.image": report.image, "hakobu.bytes": report.bytes });
+  span.set({
+    "hakobu.how": report.how,
+    "hakobu.note": report.note,
+    "hakobu.image": report.image,
+    "hakobu.bytes": report.bytes,
+  });
   const activeMs = clock.now();
   const first = span.child("first response");
   let over = false;
@@ -52,7 +57,7 @@ export function untilFirstResponse({ clock, log, limitMs }: ReportDeps, report: 
     first.end(answered ? undefined : "nobody waited for it any more");
     span.end();
     const rounded = (ms: number): number => Math.round(ms * 10) / 10;
-    const { container, from, to, epoch, how, reason, traceId, firstResponseMs } = report;
+    const { container, from, to, epoch, how, note, reason, traceId, firstResponseMs } = report;
     log.info(
       {
         container,
@@ -60,6 +65,7 @@ export function untilFirstResponse({ clock, log, limitMs }: ReportDeps, report: 
         to,
         epoch,
         how,
+        note,
         reason,
         probeMs: rounded(report.probeMs),
         claimMs: rounded(report.claimMs),

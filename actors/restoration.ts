@@ -9,10 +9,10 @@ import { type ApplicationDeps, callHook } from "./application.js";
 import { HakobuError, reasonOf } from "./hakobu-error.js";
 import type { Engine, Instance, Launched, Phases } from "./ports/engine.js";
 import type { Activation } from "./ports/host-client.js";
-import type { FoundImage, Image, ImageStore, Tier } from "./ports/image-store.js";
+import type { FoundImage, Image, ImageStore, SkippedImage, Tier } from "./ports/image-store.js";
 import type { Log } from "./ports/log.js";
 import type { SpecRecord } from "./ports/placement-store.js";
-import type { Span } from "./ports/tracer.js";
+import { addPhases, type Span } from "./ports/tracer.js";
 import type { Standbys, Taken } from "./standbys.js";
 
 export interface RestorationDeps extends ApplicationDeps {
@@ -76,11 +76,13 @@ async function runStandby(
   signal: AbortSignal,
 ): Promise<RestoreOutcome> {
   const { image } = taken;
+  tellSkipped(deps, it, taken.skipped, "golden");
   it.span.set({ image: image.directory, bytes: image.bytes, "hakobu.tier": "golden", "hakobu.standby": true });
   try {
     if (taken.kind === "failed") throw taken.error;
-    const ms = taken.phases.reduce((sum, phase) => sum + phase.ms, 0);
-    it.span.record("standby", deps.clock.now() - taken.begunMs, ms);
+    const { begunMs, endedMs } = taken;
+    const nowMs = deps.clock.now();
+    addPhases(it.span.record("standby", nowMs - begunMs, endedMs - begunMs), taken.phases, nowMs - endedMs);
     const launched = await taken.standby.run(it.epoch);
     const ahead = taken.phases.map((phase) => ({ ...phase, ahead: true as const }));
     const phases = [...ahead, { name: "wait for standby", ms: waitedMs }];
@@ -99,9 +101,9 @@ async function restoreFrom(
   signal: AbortSignal,
   before: Phases = [],
 ): Promise<RestoreOutcome> {
-  const { engine, images, log } = deps;
+  const { engine, images } = deps;
   const { record, epoch, span } = it;
-  for (const each of skipped) log.warn({ ...each, tier }, "image not used");
+  tellSkipped(deps, it, skipped, tier);
   if (image === undefined) return { kind: "noImage", why: skipped[0]?.reason ?? "there is no image yet" };
   span.set({ image: image.directory, bytes: image.bytes, "hakobu.tier": tier });
   try {
@@ -115,6 +117,24 @@ async function restoreFrom(
     return { kind: "restored" };
   } catch (error) {
     return failed(deps, it, image, tier, error, signal);
+  }
+}
+
+function tellSkipped(
+  { log }: RestorationDeps,
+  { span }: Restoring,
+  skipped: readonly SkippedImage[],
+  tier: Tier,
+): void {
+  for (const each of skipped) {
+    log.warn({ ...each, tier }, "image not used");
+    const { epoch, sequence, reason } = each;
+    span.event("image not used", {
+      "hakobu.image.epoch": epoch,
+      "hakobu.image.sequence": sequence,
+      "hakobu.tier": tier,
+      "hakobu.reason": reason,
+    });
   }
 }
 

@@ -9,7 +9,7 @@ import type { Admission } from "./admission.js";
 import { HakobuError, reasonOf } from "./hakobu-error.js";
 import type { Clock } from "./ports/clock.js";
 import type { Engine, Phases, Standby } from "./ports/engine.js";
-import type { Image, ImageStore } from "./ports/image-store.js";
+import type { Image, ImageStore, SkippedImage } from "./ports/image-store.js";
 import type { Log } from "./ports/log.js";
 import type { SpecRecord } from "./ports/placement-store.js";
 
@@ -21,17 +21,23 @@ export interface StandbysDeps {
   readonly admission: Admission;
 }
 
+/** An image, and the newer ones that were not used. */
+interface Found {
+  readonly image: Image;
+  readonly skipped: readonly SkippedImage[];
+}
+
 export type Taken =
-  | {
+  | (Found & {
       readonly kind: "ready";
-      readonly image: Image;
       readonly standby: Standby;
-      /** Of the restore, from `begunMs` (`Clock.now()`) on. */
+      /** Of the restore, which took from `begunMs` to `endedMs` (`Clock.now()`). */
       readonly phases: Phases;
       readonly begunMs: number;
-    }
+      readonly endedMs: number;
+    })
   /** There was an image, and it did not work. */
-  | { readonly kind: "failed"; readonly image: Image; readonly error: unknown }
+  | (Found & { readonly kind: "failed"; readonly error: unknown })
   | { readonly kind: "none" };
 
 interface Entry {
@@ -129,10 +135,11 @@ export class Standbys {
   ): Promise<Taken> {
     const { clock, images, log } = this.#deps;
     const begunMs = clock.now();
-    let image: Image | undefined;
+    let found: Found | undefined;
     try {
-      ({ image } = await images.find(record, await engine.fingerprint(record.spec)));
+      const { image, skipped } = await images.find(record, await engine.fingerprint(record.spec));
       if (image === undefined) return none;
+      found = { image, skipped };
       signal.throwIfAborted();
       const foundMs = clock.now() - begunMs;
       const use = await images.use(image, signal);
@@ -140,11 +147,11 @@ export class Standbys {
       const launch = { spec: record.spec, specHash: record.hash };
       const standby = await make(launch, use.directory, signal).finally(() => use.release());
       const phases = [{ name: "find image", ms: foundMs }, ...use.phases, ...standby.phases];
-      return { kind: "ready", image, standby, phases, begunMs };
+      return { kind: "ready", ...found, standby, phases, begunMs, endedMs: clock.now() };
     } catch (error) {
       if (!signal.aborted) log.warn({ container: record.spec.name, reason: reasonOf(error) }, "no standby");
-      if (image === undefined || signal.aborted) return none;
-      return { kind: "failed", image, error };
+      if (found === undefined || signal.aborted) return none;
+      return { kind: "failed", ...found, error };
     }
   }
 }

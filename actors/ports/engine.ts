@@ -30,6 +30,8 @@ export type Phases = readonly {
   readonly ms: number;
   /** Done while nobody waited for it yet. */
   readonly ahead?: true;
+  /** Begun at the same time as the one before. */
+  readonly beside?: true;
 }[];
 
 export interface Launched {

@@ -1,4 +1,4 @@
-// The one request that decides whether a started application is ready, and warms it up. Implemented over HTTP.
+// The requests that decide whether a started application is ready, and warm it up. Implemented over HTTP.
 import type { Target } from "./prober.js";
 
 export interface Readiness {

@@ -38,10 +38,10 @@ export interface ContainerSpec {
   readonly checkpoint: {
     /** Take an image when a cold start is ready. */
     readonly onReady: boolean;
-    /** `listen`: as soon as the port listens (the paper). `warm`: after the warm-up request was answered too. */
+    /** `listen`: as soon as the port listens (the paper). `warm`: after the warm-up requests were answered too. */
     readonly at: "listen" | "warm";
-    /** Path of the one GET, without cookies, that decides readiness and warms the application up. */
-    readonly warmup: string;
+    /** Path of the GET, without cookies, that decides readiness and warms the application up; several are made one after the other. */
+    readonly warmup: string | readonly string[];
     readonly timeoutMs: number;
     /** Golden images are taken again: when the root filesystem or the specification changed, and as named here. Absent: never. */
     readonly refresh?: {

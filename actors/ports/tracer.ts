@@ -23,9 +23,11 @@ export interface Span {
   readonly context: TraceContext;
   set(attributes: Attributes): void;
   link(to: TraceContext): void;
+  /** Something that happened now. */
+  event(name: string, attributes?: Attributes): void;
   child(name: string, options?: Pick<SpanOptions, "attributes" | "begunMsAgo">): Span;
-  /** A child that is already over: it began `begunMsAgo` and lasted `ms`. */
-  record(name: string, begunMsAgo: number, ms: number, attributes?: Attributes): void;
+  /** A child that is already over: it began `begunMsAgo` and lasted `ms`. Its own parts may still be recorded. */
+  record(name: string, begunMsAgo: number, ms: number, attributes?: Attributes): Span;
   /** Idempotent. With an error or a text the span's status is `error`. */
   end(error?: unknown): void;
 }
@@ -34,22 +36,33 @@ export interface Tracer {
   span(name: string, options?: SpanOptions): Span;
 }
 
-/** Phases that ran one after the other until now, as child spans; without those that were done ahead. */
-export function addPhases(span: Span, phases: Phases): void {
-  const awaited = phases.filter(({ ahead }) => ahead !== true);
-  let begunMsAgo = awaited.reduce((sum, { ms }) => sum + ms, 0);
-  for (const { name, ms } of awaited) {
-    span.record(name, begunMsAgo, ms);
-    begunMsAgo -= ms;
+/** Phases until `endedMsAgo`, as child spans at the times at which they ran; without those that were done ahead. */
+export function addPhases(span: Span, phases: Phases, endedMsAgo = 0): void {
+  let begunMsAgo = endedMsAgo;
+  for (const together of groups(phases.filter(({ ahead }) => ahead !== true)).toReversed()) {
+    begunMsAgo += Math.max(...together.map(({ ms }) => ms));
+    for (const { name, ms } of together) span.record(name, begunMsAgo, ms);
   }
+}
+
+/** Those that began at once. */
+function groups(phases: Phases): Phases[] {
+  const all: Phases[number][][] = [];
+  for (const phase of phases) {
+    const last = all.at(-1);
+    if (phase.beside === true && last !== undefined) last.push(phase);
+    else all.push([phase]);
+  }
+  return all;
 }
 
 const nowhere: Span = {
   context: { traceId: "0".repeat(32), spanId: "0".repeat(16) },
   set() {},
   link() {},
+  event() {},
   child: () => nowhere,
-  record() {},
+  record: () => nowhere,
   end() {},
 };
 

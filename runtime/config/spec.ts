@@ -32,6 +32,7 @@ const hostname = fields.field(
 
 const requestPath = fields.text("the path of a request, such as /health", /^\/[\x21-\x7e]*$/);
 
+const warmupsAtMost = 16;
 const watchedPathsAtMost = 16;
 
 const watchedPath = fields.field("the absolute path of content, and not of the whole file system", (input) =>
@@ -51,6 +52,19 @@ function list<T>(item: z.ZodType<T>, expected: string, least = 0): z.ZodArray<z.
     issue.input === undefined ? `expected ${expected}, it is missing` : `expected ${expected}`;
   return z.array(item, { error: message }).min(least, { error: `expected ${expected}` });
 }
+
+const warmups = list(requestPath, "a path, or a list of paths, such as [/, /login]", 1).max(warmupsAtMost, {
+  error: `expected at most ${warmupsAtMost} paths: one that loads much of the application is worth more than many`,
+});
+
+/** A list of one is that one: the hash is the same. */
+const warmupField = z.any().transform((input: unknown, context): string | readonly string[] => {
+  const read = warmups.safeParse(Array.isArray(input) ? input : [input]);
+  if (read.success) return read.data.length === 1 ? (read.data[0] as string) : read.data;
+  for (const { path, message } of read.error.issues)
+    context.addIssue({ code: "custom", path: Array.isArray(input) ? path : [], message });
+  return z.NEVER;
+});
 
 const schema = fields.block({
   name: fields.name,
@@ -95,7 +109,7 @@ const schema = fields.block({
   checkpoint: fields.section({
     onReady: fields.flag.optional(),
     at: fields.oneOf("listen", "warm").default("warm"),
-    warmup: requestPath.default("/"),
+    warmup: warmupField.default("/"),
     timeout: fields.duration(SECOND, HOUR).default(60 * SECOND),
     refresh: fields
       .block({

@@ -68,7 +68,14 @@ const activationSchema = z.object({
   image: z.string().exactOptional(),
   bytes: z.number().exactOptional(),
   note: z.string().exactOptional(),
-  phases: z.array(z.object({ name: z.string(), ms: z.number(), ahead: z.literal(true).exactOptional() })),
+  phases: z.array(
+    z.object({
+      name: z.string(),
+      ms: z.number(),
+      ahead: z.literal(true).exactOptional(),
+      beside: z.literal(true).exactOptional(),
+    }),
+  ),
 });
 
 const moved = z.object({ kind: z.literal("moved"), placement: placementSchema.exactOptional() });

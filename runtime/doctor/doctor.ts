@@ -67,6 +67,7 @@ export async function examine(options: ExamineOptions = {}): Promise<Check[]> {
     check("cgroups", examineCgroups),
     check("network namespaces", () => examineNetworkNamespaces(commands)),
     check("overlayfs", () => examineOverlayfs(commands)),
+    check("time namespaces", () => examineTimeNamespaces()),
   ]);
 }
 
@@ -211,6 +212,15 @@ async function examineOverlayfs(commands: Commands): Promise<Finding> {
   } finally {
     await rm(work, { recursive: true, force: true });
   }
+}
+
+/** Restores work without them. */
+export async function examineTimeNamespaces(file = "/proc/self/ns/time"): Promise<Finding> {
+  if (await exists(file))
+    return { ok: true, found: "are there: the clocks of restored containers go on where they were" };
+  const mend =
+    "boot a kernel from 5.6 on with CONFIG_TIME_NS; without, the monotonic clocks of restored containers jump (docs/guide/hooks.md)";
+  return { ok: false, found: "the kernel has none", mend };
 }
 
 interface Outcome {

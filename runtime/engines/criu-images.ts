@@ -40,6 +40,13 @@ export function checkSizes(container: string, directory: string): number {
   return Object.values(wanted).reduce((sum, bytes) => sum + bytes, 0);
 }
 
+/** Why a dump failed, in CRIU's words and those of who called it; first what to do, where no room is left. */
+export function whyNoDump(log: string, error: unknown): string {
+  const said = `${lastErrorsIn(log)} (${reasonOf(error)})`;
+  const full = /No space left on device|Disk quota exceeded/.test(said);
+  return full ? `no room is left: free some, or set images.quota: ${said}` : said;
+}
+
 /** What CRIU says last in a log; a line that it writes on every machine without CAP_SYS_RESOURCE is left out. */
 export function lastErrorsIn(log: string): string {
   try {

@@ -14,6 +14,7 @@ import { open, readdir, readFile, stat } from "node:fs/promises";
 import { join, relative } from "node:path";
 import { HakobuError, reasonOf } from "../../actors/hakobu-error.js";
 import type { Image, Manifest } from "../../actors/ports/image-store.js";
+import { cpuDifference } from "./cpu-features.js";
 import { parseManifest } from "./manifest.js";
 import { codeOf, referencesName } from "./reference.js";
 
@@ -92,10 +93,12 @@ export function difference(
   image: Readonly<Record<string, string>>,
   here: Readonly<Record<string, string>>,
 ): string | undefined {
-  for (const key of [...new Set([...Object.keys(image), ...Object.keys(here)])].sort())
-    if (image[key] !== here[key])
-      return `${key} differs: the image has ${image[key] ?? "none"}, this host ${here[key] ?? "none"}`;
-  return undefined;
+  const keys = [...new Set([...Object.keys(image), ...Object.keys(here)])].sort();
+  const key = keys.find((each) => image[each] !== here[each]);
+  if (key === undefined) return undefined;
+  const { [key]: theirs = "none" } = image;
+  const { [key]: ours = "none" } = here;
+  return `${key} differs: ${key === "cpu" ? cpuDifference(theirs, ours) : `the image has ${theirs}, this host ${ours}`}`;
 }
 
 /** `strict`: a file that the manifest does not name is damage too. @returns what is wrong with its files */

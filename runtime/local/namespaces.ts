@@ -55,6 +55,8 @@ export interface NamespacesOptions {
   /** Further settings of every agent and every proxy, as in their configuration files. */
   readonly hostSettings?: Readonly<Record<string, unknown>>;
   readonly proxySettings?: Readonly<Record<string, unknown>>;
+  /** Every agent's `images` section. */
+  readonly imageSettings?: Readonly<Record<string, unknown>>;
 }
 
 export interface NamespacesCluster extends LocalCluster {
@@ -207,6 +209,7 @@ export async function createNamespacesCluster(options: NamespacesOptions): Promi
           engines: ["runc", "process"],
           ...options.hostSettings,
         },
+        images: { ...options.imageSettings },
       };
       const child = await start(`host-${id}`, config, "host", (command) => host.wrap(command));
       agents.set(id, child);

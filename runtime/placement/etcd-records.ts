@@ -92,7 +92,7 @@ const specSchema = z.looseObject({
     checkpoint: z.looseObject({
       onReady: z.boolean(),
       at: z.enum(["listen", "warm"]),
-      warmup: z.string(),
+      warmup: z.union([z.string(), z.array(z.string())]),
       timeoutMs: duration,
     }),
     takeover: z.enum(["fast", "confirmed", "exclusive"]),

@@ -209,14 +209,19 @@ class OpenTelemetrySpan implements Span {
     if (isTraceContext(to)) this.#span.addLink({ context: spanContext(to) });
   }
 
+  event(name: string, attributes: Attributes = {}): void {
+    this.#span.addEvent(name, attributes, hrTime(performance.now() + this.#offsetMs));
+  }
+
   child(name: string, options: Pick<SpanOptions, "attributes" | "begunMsAgo"> = {}): Span {
     return this.#root.start(name, options, this.#inside, performance.now(), this.#offsetMs);
   }
 
-  record(name: string, begunMsAgo: number, ms: number, attributes: Attributes = {}): void {
+  record(name: string, begunMsAgo: number, ms: number, attributes: Attributes = {}): Span {
     const nowMs = performance.now();
     const span = this.#root.start(name, { begunMsAgo, attributes }, this.#inside, nowMs, this.#offsetMs);
     span.#endAt(nowMs - begunMsAgo + ms);
+    return span;
   }
 
   get #inside(): Context {

@@ -10,6 +10,7 @@ import { canRestore, examine, missingToRestore } from "../../runtime/doctor/doct
 import { ProcessEngine } from "../../runtime/engines/process.js";
 import { RuncEngine } from "../../runtime/engines/runc/engine.js";
 import { namesOf } from "../../runtime/engines/runc/names.js";
+import { eventually } from "../lab/cluster.js";
 import { codeIs, counterSpec, engineContract, get, launchOf, limit, whenListening } from "./engine.js";
 
 const log = { debug() {}, info() {}, warn() {}, error() {} };
@@ -177,6 +178,46 @@ describe("engine runc, beyond the contract", function () {
     assert.deepEqual(await machineResources([hostId]), []);
   });
 
+  it("goes on with the clocks of the image, as often as it is restored, and fires no timer early", async function () {
+    if (!existsSync("/proc/self/ns/time")) return this.skip();
+    const spec = counterSpec(engine, "clocks");
+    const started = (await engine.start(launchOf(spec), limit())).instance;
+    await whenListening(engine, started);
+    const [timers, fromMs, everyMs] = [20, 2000, 100];
+    await get(started, `/timers?count=${timers}&from=${fromMs}&every=${everyMs}`);
+
+    /** Imaged, gone for so long, restored: compares its clocks with ours. */
+    const awayFor = async (instance: Instance, leastMs: number): Promise<Instance> => {
+      const image = await mkdtemp(join(images, "image-"));
+      const before = await clocksOf(instance);
+      await engine.checkpoint(instance, spec, image, limit());
+      await engine.stop(instance, 0);
+      const goneMs = performance.now();
+      await eventually("it was gone long enough", () => performance.now() > goneMs + leastMs);
+      const awayMs = performance.now() - goneMs;
+      const restored = (await engine.restore(launchOf(spec), image, limit())).instance;
+      const after = await clocksOf(restored);
+      const ranMs = after.askedMs - before.askedMs - awayMs;
+      for (const clock of ["monotonicMs", "performanceMs", "uptimeMs"] as const) {
+        const wentMs = after[clock] - before[clock];
+        assert.ok(wentMs >= 0 && wentMs < ranMs + 100, `${clock} went ${wentMs} ms in the ${ranMs} ms that it ran`);
+      }
+      assert.ok(after.wallMs - before.wallMs > awayMs, "the time of day goes on");
+      assert.ok(
+        Math.abs(after.wallMs - after.trueMs) < 1000,
+        `the time of day is ${after.wallMs - after.trueMs} ms off`,
+      );
+      return restored;
+    };
+    const once = await awayFor(started, fromMs + (timers + 1) * everyMs);
+    const { fired } = await eventually("all timers have fired", async () => {
+      const now = await clocksOf(once);
+      return now.fired.length === timers && now;
+    });
+    for (const { dueMs, atMs } of fired) assert.ok(atMs > dueMs - 5, `one was ${dueMs - atMs} ms early`);
+    await engine.stop(await awayFor(once, 500), 0);
+  });
+
   it("images a container whose mount has a symbolic link in its target", async () => {
     const spec = counterSpec(engine, "linked");
     const mounts = [...spec.mounts, { source: "/usr/share", target: "/var/run/linked", readOnly: true }];
@@ -196,6 +237,21 @@ describe("engine runc, beyond the contract", function () {
     assert.equal(engine.alive(instance), true);
   });
 });
+
+interface Clocks {
+  readonly monotonicMs: number;
+  readonly performanceMs: number;
+  readonly uptimeMs: number;
+  readonly wallMs: number;
+  /** On the monotonic clock. */
+  readonly fired: readonly { readonly dueMs: number; readonly atMs: number }[];
+}
+
+/** As the container sees them, and as the test does when it has asked. */
+async function clocksOf(instance: Instance): Promise<Clocks & { readonly askedMs: number; readonly trueMs: number }> {
+  const clocks = JSON.parse(await get(instance, "/clocks")) as Clocks;
+  return { ...clocks, askedMs: performance.now(), trueMs: Date.now() };
+}
 
 async function missing(): Promise<string | undefined> {
   const checks = await examine();

@@ -17,6 +17,7 @@ import { HaconiwaEngine } from "../../runtime/engines/haconiwa/engine.js";
 import { hacoFile, rubyString } from "../../runtime/engines/haconiwa/haco-file.js";
 import { haconiwaNamesOf } from "../../runtime/engines/haconiwa/names.js";
 import { containerOf, supervisorIn } from "../../runtime/engines/haconiwa/pid-file.js";
+import { DirectoryImageStore } from "../../runtime/images/directory-store.js";
 import { bindsOf } from "../../runtime/engines/runc/oci-config.js";
 import { TcpProber } from "../../runtime/probes/tcp.js";
 import { specOf } from "../lab/records.js";
@@ -124,6 +125,24 @@ function beyondTheContract(this: Suite): void {
     await writeFile(spec.haconiwa.file, `${ownHaco(spec)}# changed\n`);
     assert.notDeepEqual(await engine.fingerprint(spec), before);
     await nothingLeft(spec.name);
+  });
+
+  it("has another fingerprint with another build of Haconiwa, of which no image is taken", async () => {
+    const spec = fresh();
+    const build = join(images, "haconiwa");
+    await writeFile(build, "#!/bin/sh\nexit 0\n", { mode: 0o755 });
+    const [one, other] = ["h", "i"].map(
+      (id) => new HaconiwaEngine({ hostId: id, stateDir: stateOf(id), log, binary: id === "h" ? binary : build }),
+    ) as [HaconiwaEngine, HaconiwaEngine];
+    const [mine, theirs] = [await one.fingerprint(spec), await other.fingerprint(spec)];
+    assert.deepEqual(await engine.fingerprint(spec), mine);
+    assert.deepEqual({ ...theirs, haconiwa: mine["haconiwa"] }, mine);
+    const store = new DirectoryImageStore({ directory: join(images, "store"), log });
+    const about = { container: spec.name, epoch: 1, specHash: "1", engine: "haconiwa", at: "warm" } as const;
+    await (await store.begin(spec.name, 1)).publish({ ...about, taken: "now", fingerprint: theirs });
+    const { image: found, skipped } = await store.find({ spec, hash: "1" }, mine);
+    assert.equal(found, undefined);
+    assert.match(skipped[0]?.reason ?? "", /^haconiwa differs: /);
   });
 
   it("says what a haco file of the user's own lacks, or that it is not there", async () => {

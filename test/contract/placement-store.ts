@@ -42,8 +42,10 @@ export function placementStoreContract(name: string, setUp: () => Promise<Bench>
       const store = bench.client();
       await store.putSpec(specNamed("old"));
       const { log, until } = await view(bench.client());
+      const { spec, hash } = specNamed("new", "second");
+      const second = { hash, spec: { ...spec, checkpoint: { ...spec.checkpoint, warmup: ["/", "/login"] } } };
       await store.putSpec(specNamed("new"));
-      await store.putSpec(specNamed("new", "second"));
+      await store.putSpec(second);
       assert.equal(await store.deleteSpec("old"), true);
       assert.equal(await store.deleteSpec("old"), false);
       await until(() => log.length >= 5);
@@ -51,7 +53,7 @@ export function placementStoreContract(name: string, setUp: () => Promise<Bench>
         { kind: "reset", specs: [specNamed("old")], hosts: [], placements: [] },
         { kind: "connected" },
         { kind: "spec", name: "new", record: specNamed("new") },
-        { kind: "spec", name: "new", record: specNamed("new", "second") },
+        { kind: "spec", name: "new", record: second },
         { kind: "spec", name: "old" },
       ]);
     });

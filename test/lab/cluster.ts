@@ -58,7 +58,10 @@ export interface SendOptions {
 }
 
 export interface LabOptions
-  extends Pick<NamespacesOptions, "ttlSeconds" | "callTimeoutMs" | "etcdMembers" | "hostSettings" | "proxySettings"> {
+  extends Pick<
+    NamespacesOptions,
+    "ttlSeconds" | "callTimeoutMs" | "etcdMembers" | "hostSettings" | "proxySettings" | "imageSettings"
+  > {
   /** Default 1. */
   readonly proxies?: number;
 }

@@ -59,6 +59,13 @@ describe("a specification", () => {
     assert.equal(one(`${MINIMAL}engine: process\n`).checkpoint.onReady, false);
   });
 
+  it("takes one path or a list of paths to warm the application up", () => {
+    const warmupOf = (yaml: string) => one(`${MINIMAL}checkpoint: { warmup: ${yaml} }\n`).checkpoint.warmup;
+    assert.equal(warmupOf("/health"), "/health");
+    assert.equal(warmupOf("[/health]"), "/health");
+    assert.deepEqual(warmupOf("[/, /login?next=/, /]"), ["/", "/login?next=/", "/"]);
+  });
+
   it("is stopped when idle, or suspended", () => {
     assert.equal(one(`${MINIMAL}onIdle: stop\n`).onIdle, undefined);
     assert.equal(one(`${MINIMAL}onIdle: suspend\n`).onIdle, "suspend");
@@ -217,6 +224,13 @@ describe("a specification", () => {
       ["a hook is not known", "hooks: { onRestore: /x }", "hooks.onRestore"],
       ["a time-out has no hook", "hooks: { timeout: 1s }", "hooks.timeout"],
       ["a warm-up request is no path", "checkpoint: { warmup: http://x/ }", "checkpoint.warmup"],
+      ["one of the warm-up requests is no path", "checkpoint: { warmup: [/, x] }", "checkpoint.warmup[1]"],
+      ["no warm-up request is in the list", "checkpoint: { warmup: [] }", "checkpoint.warmup"],
+      [
+        "too many warm-up requests are given",
+        `checkpoint: { warmup: [${Array.from({ length: 17 }, (_, n) => `/${n}`).join(", ")}] }`,
+        "checkpoint.warmup",
+      ],
       ["a warm-up request would split", 'checkpoint: { warmup: "/a b\\r\\nc" }', "checkpoint.warmup"],
       ["a mount's target is relative", "mounts: [{ source: /a, target: b }]", "mounts[0].target"],
       ["a mount's source climbs", "mounts: [{ source: /a/../etc, target: /b }]", "mounts[0].source"],
@@ -328,6 +342,8 @@ describe("the hash of a specification", () => {
       { mounts: [{ source: "/a", target: "/b", readOnly: false }] },
       { checkpoint: { ...spec.checkpoint, at: "listen" } },
       { checkpoint: { ...spec.checkpoint, warmup: "/health" } },
+      { checkpoint: { ...spec.checkpoint, warmup: ["/", "/health"] } },
+      { checkpoint: { ...spec.checkpoint, warmup: ["/health", "/"] } },
       { hooks: { beforeCheckpoint: "/before", timeoutMs: 2000 } },
     ];
     const hashes = changes.map((change) => specHash({ ...spec, ...change }));

@@ -5,7 +5,13 @@ import { chmodSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, 
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { findCriu, findProgram } from "../../runtime/doctor/criu-binary.js";
-import { canRestore, type Check, examine, missingToRestore } from "../../runtime/doctor/doctor.js";
+import {
+  canRestore,
+  type Check,
+  examine,
+  examineTimeNamespaces,
+  missingToRestore,
+} from "../../runtime/doctor/doctor.js";
 
 function named(checks: Check[], name: string): Check {
   const found = checks.find((check) => check.name === name);
@@ -63,6 +69,16 @@ describe("doctor", () => {
       const one = allOk.map((check) => (check.name === name ? { ...check, ok: false } : check));
       assert.deepEqual(missingToRestore(one), [name]);
     }
+  });
+
+  it("says where the kernel has no time namespaces, with which a restore works all the same", async () => {
+    const checks = await examine();
+    assert.equal(named(checks, "time namespaces").ok, existsSync("/proc/self/ns/time"));
+    const { ok, mend } = await examineTimeNamespaces(join(folder, "none"));
+    assert.equal(ok, false);
+    assert.match(mend ?? "", /CONFIG_TIME_NS/);
+    const allOk = checks.map((check) => ({ ...check, ok: check.name !== "time namespaces" }));
+    assert.deepEqual(missingToRestore(allOk), []);
   });
 
   it("leaves no folder, cgroup or mount behind", async () => {

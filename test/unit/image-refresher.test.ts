@@ -66,6 +66,7 @@ function hostWith(...records: SpecRecord[]) {
   const events: string[] = [];
   const warnings: Record<string, unknown>[] = [];
   const shadows = new Set<Instance>();
+  const asked: string[] = [];
   let hold: Promise<void> | undefined;
   let most = 0;
 
@@ -150,7 +151,7 @@ function hostWith(...records: SpecRecord[]) {
     ]),
     images: store as ImageStore,
     content: { digest: async () => world.content },
-    readiness: { get: async () => 200 },
+    readiness: { get: async (_target, _hostname, path) => (asked.push(path), 200) },
     hooks: { call: async () => {} },
     admission,
     clock,
@@ -184,6 +185,7 @@ function hostWith(...records: SpecRecord[]) {
   const at = (index: number) => containers[index] as Container;
   return {
     admission,
+    asked,
     at,
     events,
     holdDumps,
@@ -210,6 +212,14 @@ describe("the refresher of images", () => {
     assert.equal(host.taken(), 4);
     assert.equal(host.shadows.size, 0);
     assert.deepEqual(host.at(0).updates, [], "the container is left alone");
+  });
+
+  it("asks the shadow for all that the specification names to warm it up, in that order", async () => {
+    const { hash, spec } = refreshed("blog", { everyMs: hourMs });
+    const warmup = ["/", "/login", "/"];
+    const host = hostWith({ hash, spec: { ...spec, checkpoint: { ...spec.checkpoint, warmup } } });
+    await host.pass(61 * minuteMs);
+    assert.deepEqual([host.taken(), host.asked], [1, warmup]);
   });
 
   it("does nothing for containers without a refresh, exclusive ones, and engines that cannot", async () => {

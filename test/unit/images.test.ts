@@ -198,6 +198,23 @@ describe("image store on a directory", () => {
       assert.match(reasons(found), /6: kernel differs: the image has none, this host 6\.18/);
       assert.match(reasons(found), /5: kernel differs: the image has 5\.10, this host 6\.18/);
     });
+
+    for (const [what, cpu, reason] of [
+      ["more", "GenuineIntel avx avx2 sse", "the image needs avx2, which this host does not have"],
+      [
+        "much more",
+        "GenuineIntel a avx b c d e f g sse",
+        "the image needs a, b, c, d, e and 2 more, which this host does not have",
+      ],
+      ["less", "GenuineIntel sse", "this host has avx, without which the image was taken"],
+      ["otherwise", "AuthenticAMD avx sse", "the image has AuthenticAMD, this host GenuineIntel"],
+      ["what is not known", "9c1f0a77b2d4aa00", "the image has 9c1f0a77b2d4aa00, this host GenuineIntel"],
+    ] as const)
+      it(`an image of a processor that can do ${what}, naming it`, async () => {
+        await publish(5, { fingerprint: { ...fingerprint, cpu } });
+        const found = await store.find(record, { ...fingerprint, cpu: "GenuineIntel avx sse" });
+        assert.equal(reasons(found), `5: cpu differs: ${reason}`);
+      });
   });
 
   it("leaves the digest of large files to verify()", async () => {

@@ -27,7 +27,7 @@ import { machineFingerprint, rootfsFingerprint } from "../runc/fingerprint.js";
 import { archiveCommand, growRootfs } from "../runc/rootfs.js";
 import { CriuService } from "./criu-service.js";
 import { hacoFile, ownHacoFile, ownHacoFingerprint } from "./haco-file.js";
-import { checkSizes, criuDirectory, lastErrorsIn } from "../criu-images.js";
+import { checkSizes, criuDirectory, lastErrorsIn, whyNoDump } from "../criu-images.js";
 import { sealImage } from "./image.js";
 import { type HaconiwaNames, haconiwaNamesOf } from "./names.js";
 import { containerOf, supervisorIn } from "./pid-file.js";
@@ -98,8 +98,9 @@ export class HaconiwaEngine implements Engine {
       this.#rootfs.set(spec.rootfs, rootfs);
     }
     const machine = this.#criu === undefined ? {} : machineFingerprint(this.#criu);
+    const program = this.#program === undefined ? {} : { haconiwa: this.#program.digest };
     const haco = spec.haconiwa === undefined ? {} : { haco: ownHacoFingerprint(spec.haconiwa.file) };
-    return Promise.resolve({ ...machine, rootfs, ...haco });
+    return Promise.resolve({ ...machine, ...program, rootfs, ...haco });
   }
 
   async start(launch: Launch, signal: AbortSignal): Promise<Launched> {
@@ -133,8 +134,8 @@ export class HaconiwaEngine implements Engine {
         // The service has no time-out: it would dump on, and no other dump could begin.
         if (error instanceof HakobuError && error.code === "DEADLINE_EXCEEDED") await service.close();
         if (signal.aborted) throw abortError(signal, title);
-        const said = lastErrorsIn(join(images, "dump.log"));
-        throw new HakobuError("CHECKPOINT_FAILED", `${title} failed: ${said} (${reasonOf(error)})`, { cause: error });
+        const why = whyNoDump(join(images, "dump.log"), error);
+        throw new HakobuError("CHECKPOINT_FAILED", `${title} failed: ${why}`, { cause: error });
       } finally {
         done();
       }

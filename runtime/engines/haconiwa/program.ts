@@ -3,6 +3,7 @@
 //   P1  Of `start` and `restore` exit code 0 with "successfully up" means accepted, nothing more; all else is a failure.
 //   P2  Its output goes to a file: the daemon that it leaves behind would hold a pipe. It gets nothing of our terminal.
 //   P3  What it starts is in the container's control group from its first moment: nothing of it can be lost.
+import { createHash } from "node:crypto";
 import { closeSync, openSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { type ErrorCode, HakobuError } from "../../../actors/hakobu-error.js";
@@ -28,10 +29,13 @@ export interface Call {
 }
 
 export class HaconiwaProgram {
+  /** Which build it is: another one restores by other rules. */
+  readonly digest: string;
   readonly #binary: string;
 
   constructor(binary: string) {
     this.#binary = binary;
+    this.digest = createHash("sha256").update(readFileSync(binary)).digest("hex").slice(0, 16);
   }
 
   /** `groups`: directories of control groups that it enters first. @throws HakobuError `failure`, DEADLINE_EXCEEDED after 10 s */

@@ -22,7 +22,7 @@ import {
 import { join } from "node:path";
 import { type ErrorCode, HakobuError, reasonOf } from "../../../actors/hakobu-error.js";
 import { runCommand } from "../command.js";
-import { checkSizes, criuDirectory, lastErrorsIn, noteSizes } from "../criu-images.js";
+import { checkSizes, criuDirectory, lastErrorsIn, noteSizes, whyNoDump } from "../criu-images.js";
 import type { Names } from "./names.js";
 import type { Bind } from "./oci-config.js";
 import { quote, resolveInside } from "./rootfs.js";
@@ -188,6 +188,7 @@ async function logged(
       (error.code !== code && error.code !== "DEADLINE_EXCEEDED")
     )
       throw error;
-    throw new HakobuError(code, `${title} failed: ${lastErrorsIn(log)} (${reasonOf(error)})`, { cause: error });
+    const why = code === "CHECKPOINT_FAILED" ? whyNoDump(log, error) : `${lastErrorsIn(log)} (${reasonOf(error)})`;
+    throw new HakobuError(code, `${title} failed: ${why}`, { cause: error });
   }
 }

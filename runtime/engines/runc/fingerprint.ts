@@ -7,7 +7,7 @@ import type { Criu } from "./criu.js";
 
 /** The parts that do not depend on the root file system. */
 export function machineFingerprint(criu: Criu): Readonly<Record<string, string>> {
-  return { arch: arch(), kernel: release(), cpu: digest(cpuFlags()), criu: criu.digest };
+  return { arch: arch(), kernel: release(), cpu: cpuFeatures(), criu: criu.digest };
 }
 
 /**
@@ -40,11 +40,12 @@ function timesOf(rootfs: string): string[] {
   return topDirectories.map((name) => String(lstatSync(join(rootfs, name), { throwIfNoEntry: false })?.mtimeMs ?? "-"));
 }
 
-function cpuFlags(): string {
+/** As images/cpu-features.ts reads them. */
+function cpuFeatures(): string {
   const cpuinfo = read("/proc/cpuinfo");
   const line = /^(?:flags|Features)\s*:\s*(.*)$/m.exec(cpuinfo)?.[1] ?? "";
-  const vendor = /^(?:vendor_id|CPU implementer)\s*:\s*(.*)$/m.exec(cpuinfo)?.[1] ?? "";
-  return `${vendor} ${line.split(" ").sort().join(" ")}`;
+  const vendor = /^(?:vendor_id|CPU implementer)\s*:\s*(.*)$/m.exec(cpuinfo)?.[1] ?? "unknown";
+  return [vendor, ...line.split(" ").sort()].join(" ").trim();
 }
 
 function read(path: string): string {

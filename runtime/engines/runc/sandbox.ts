@@ -41,11 +41,11 @@ export async function fillSandbox(
   image: string | undefined,
   signal: AbortSignal,
 ): Promise<Phases> {
-  const phases: { name: string; ms: number }[] = [];
+  const phases: { name: string; ms: number; beside?: true }[] = [];
   const timed = async (name: string, work: () => Promise<void>): Promise<void> => {
     const begunMs = performance.now();
     await work();
-    phases.push({ name, ms: performance.now() - begunMs });
+    phases.push({ name, ms: performance.now() - begunMs, ...(phases.length === 0 ? {} : { beside: true }) });
   };
   const archive = image === undefined ? undefined : join(image, layerArchive);
   const results = await Promise.allSettled([
