@@ -12,7 +12,11 @@ export interface AdoptionDeps {
   readonly engines: ReadonlyMap<string, Engine>;
   readonly containers: ReadonlyMap<string, ContainerActor>;
   readonly log: Log;
-  readonly acquire: (record: SpecRecord, placement: Placement, adopted?: Instance) => Promise<ContainerActor>;
+  readonly acquire: (
+    record: SpecRecord,
+    placement: Placement,
+    adopted?: Instance,
+  ) => Promise<ContainerActor | undefined>;
   readonly discard: (instance: Instance) => Promise<void>;
 }
 

@@ -120,6 +120,11 @@ export class ContainerActor {
     return this.#instance;
   }
 
+  /** It has left this host for good, or is about to. */
+  get leaving(): boolean {
+    return this.left || this.#actor.getSnapshot().context.leaving;
+  }
+
   /** It has left this host for good. */
   get left(): boolean {
     return this.#actor.getSnapshot().status !== "active";

@@ -303,18 +303,21 @@ export class HostActor {
     this.#tickMs = now;
   }
 
-  async #acquire(record: SpecRecord, placement: Placement, adopted?: Instance): Promise<ContainerActor> {
+  /** @returns undefined where another host took it while its old copy here had not left yet */
+  async #acquire(record: SpecRecord, placement: Placement, adopted?: Instance): Promise<ContainerActor | undefined> {
     const { engines, registry, view, log } = this.#deps;
     view.learn(placement);
     const { name } = record.spec;
-    const before = this.#containers.get(name);
-    if (before !== undefined) {
-      if (!before.left && !before.state.startsWith("relocating") && before.state !== "stopping") {
-        before.renew(placement.epoch);
+    for (let before = this.#containers.get(name); before !== undefined; before = this.#containers.get(name)) {
+      if (!before.leaving) {
+        if (placement.epoch > before.epoch) before.renew(placement.epoch);
         return before;
       }
       await before.whenLeft();
     }
+    const standing = view.placement(name);
+    if (standing !== undefined && standing.epoch > placement.epoch && standing.host !== this.#record.id)
+      return undefined;
     const engine = engines.get(record.spec.engine) as Engine;
     const container = new ContainerActor(
       { ...this.#deps, engine, registry, admission: this.#admission, standbys: this.#standbys },
@@ -332,7 +335,14 @@ export class HostActor {
   #discovered(placement: Placement): void {
     const record = this.#deps.view.spec(placement.container);
     if (this.state !== "running" || record === undefined || this.#containers.has(placement.container)) return;
-    void this.#acquire(record, placement);
+    this.#claims
+      .inTurn(placement.container, async () => {
+        if (this.#deps.view.placement(placement.container)?.epoch === placement.epoch)
+          await this.#acquire(record, placement);
+      })
+      .catch((error: unknown) =>
+        this.#deps.log.error({ container: placement.container, reason: reasonOf(error) }, "owned, and not brought up"),
+      );
   }
 
   async #forget(container: ContainerActor): Promise<void> {
@@ -417,10 +427,14 @@ export class HostActor {
 
   async #leave(): Promise<void> {
     await this.#refresher.close("its host shuts down");
-    const containers = [...this.#containers.values()];
-    await this.#standbys.clear("the host shuts down");
     const limit = deadline(this.#deps.clock, moveLimitMs, "the host shuts down");
-    await Promise.all(containers.map((container) => container.moveOut("its host shuts down", limit)));
+    for (let under = this.#claims.allSettled; this.#containers.size > 0 || under; under = this.#claims.allSettled) {
+      const leaving = [...this.#containers.values()].map((container) =>
+        container.moveOut("its host shuts down", limit),
+      );
+      await Promise.all([...leaving, under]);
+    }
+    await this.#standbys.clear("the host shuts down");
     await this.#membership?.leave();
   }
 

@@ -1,0 +1,87 @@
+// The host actor: what it claims, what it holds, and how it joins and leaves, whatever happens meanwhile.
+import assert from "node:assert/strict";
+import { noticeMs } from "../../actors/vacancies.js";
+import { hostBench, turns } from "../lab/host-bench.js";
+import { recordOf } from "../lab/records.js";
+
+describe("a host that leaves", () => {
+  it("does not win a claim that was still waiting when it began to leave", async () => {
+    const bench = hostBench({ specs: [recordOf("shop", { takeover: "exclusive" })] });
+    await bench.join();
+    const reply = bench.claim("shop");
+    await bench.pass(noticeMs / 2);
+    await bench.going(bench.host.close());
+    assert.equal((await bench.going(reply)).kind, "refused");
+    assert.deepEqual(bench.engine.events, []);
+  });
+
+  it("stops also what a claim won that was under way, before it gives up its lease", async () => {
+    const bench = hostBench({ specs: [recordOf("shop")] });
+    await bench.join();
+    bench.store.hold("claim");
+    const reply = bench.claim("shop");
+    await turns();
+    const closed = bench.host.close();
+    await bench.pass(1000);
+    assert.equal(bench.host.state, "relocating");
+    bench.store.release();
+    assert.equal((await bench.going(reply)).kind, "won");
+    await bench.going(closed);
+    assert.equal(bench.engine.running.size, 0);
+    assert.equal(await bench.store.read("shop"), undefined);
+  });
+});
+
+describe("a host's capacity", () => {
+  it("counts the claims that are under way", async () => {
+    const bench = hostBench({ specs: [recordOf("blog"), recordOf("shop")], record: { capacity: 1 } });
+    await bench.join();
+    bench.store.hold("claim");
+    const replies = [bench.claim("blog"), bench.claim("shop")];
+    await turns();
+    bench.store.release();
+    const kinds = (await bench.going(Promise.all(replies))).map(({ kind }) => kind);
+    assert.deepEqual(kinds, ["won", "refused"]);
+  });
+});
+
+describe("a container that comes back while its old copy ends", () => {
+  it("is renewed where it only stops for being idle or gone", async () => {
+    const bench = hostBench({ specs: [recordOf("blog")] });
+    await bench.join();
+    await bench.claim("blog");
+    await turns();
+    const container = bench.host.container("blog");
+    const end = bench.engine.holdStops();
+    for (const { pid } of bench.engine.running) bench.engine.die(pid);
+    container?.check();
+    assert.equal(container?.state, "stopping");
+    bench.store.revoke("a");
+    await bench.pass(500);
+    assert.equal(bench.host.state, "running", "joined again, though the stop is not over");
+    assert.equal(bench.host.container("blog"), container);
+    end();
+    await turns();
+    assert.equal(container?.state, "stopped");
+    assert.equal(container?.epoch, (await bench.store.read("blog"))?.epoch);
+  });
+
+  it("has one actor after two claims that both waited for the old one to leave", async () => {
+    const bench = hostBench({ specs: [recordOf("blog")] });
+    await bench.join();
+    await bench.claim("blog");
+    await turns();
+    const old = bench.host.container("blog");
+    const end = bench.engine.holdStops();
+    old?.loseOwnership("planted");
+    await turns();
+    const replies = [bench.claim("blog", { expected: 999 }), bench.claim("blog", { expected: 998 })];
+    await turns();
+    end();
+    const kinds = (await bench.going(Promise.all(replies))).map(({ kind }) => kind);
+    await bench.pass(100);
+    assert.deepEqual(kinds, ["won", "won"]);
+    assert.equal(bench.engine.running.size, 1);
+    assert.deepEqual(bench.engine.events, ["start blog", "stop blog 1000", "start blog"]);
+  });
+});
