@@ -25,9 +25,9 @@ const adoptWidth = 16;
 
 /**
  * Keeps what is still this host's, renews its claim under the new lease, stops the rest.
- * @throws HakobuError STORE_UNAVAILABLE: to be done again
+ * @throws HakobuError STORE_UNAVAILABLE: to be done again; the signal's reason
  */
-export async function adopt(deps: AdoptionDeps, membership: Membership): Promise<void> {
+export async function adopt(deps: AdoptionDeps, membership: Membership, signal: AbortSignal): Promise<void> {
   const { hostId, view, engines, containers, log, acquire, discard } = deps;
   const found = new Map<string, Instance>();
   for (const engine of engines.values())
@@ -37,8 +37,14 @@ export async function adopt(deps: AdoptionDeps, membership: Membership): Promise
   const exclusiveFirst = [...names].sort((a, b) => Number(isExclusive(view, b)) - Number(isExclusive(view, a)));
   let failure: HakobuError | undefined;
   const next = async (): Promise<void> => {
-    for (let name = exclusiveFirst.shift(); name !== undefined && failure === undefined; name = exclusiveFirst.shift())
+    for (
+      let name = exclusiveFirst.shift();
+      name !== undefined && failure === undefined;
+      name = exclusiveFirst.shift()
+    ) {
+      signal.throwIfAborted();
       await look(name);
+    }
   };
   const keep = (container: string, expected: number) => {
     const reason = "kept by its host, which joined again";

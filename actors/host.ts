@@ -16,7 +16,7 @@ import { ContainerActor, type ContainerDeps } from "./container.js";
 import { follow } from "./follow.js";
 import { HakobuError, reasonOf } from "./hakobu-error.js";
 import { ImageRefresher } from "./image-refresher.js";
-import { deadline, delay } from "./ports/clock.js";
+import { deadline, delay, within } from "./ports/clock.js";
 import type { Engine, Instance } from "./ports/engine.js";
 import type { Claim, ClaimReply, HostClient } from "./ports/host-client.js";
 import type { Guard } from "./ports/guard.js";
@@ -63,6 +63,8 @@ export class HostActor {
   readonly #refresher: ImageRefresher;
   #record: HostRecord;
   #membership: Membership | undefined;
+  /** Ends some time after it was aborted: what it found by then leaves with the host. */
+  #joining: Promise<void> = Promise.resolve();
   #checkTimer: unknown;
   /** When the event loop was last seen to run. */
   #tickMs: number;
@@ -97,7 +99,7 @@ export class HostActor {
     this.#actor = createActor(
       hostMachine.provide({
         actors: {
-          join: fromPromise(({ signal }) => this.#join(signal)),
+          join: fromPromise(({ signal }) => (this.#joining = this.#join(signal, this.#joining))),
           leave: fromPromise(() => this.#leave()),
         },
         actions: { fence: () => this.#fence() },
@@ -376,14 +378,17 @@ export class HostActor {
     }
   }
 
-  async #join(signal: AbortSignal): Promise<void> {
+  async #join(signal: AbortSignal, before: Promise<void>): Promise<void> {
     const { store, clock, log, engines } = this.#deps;
+    await before.catch(() => {});
     for (let pauseMs = joinPauseMs; ; pauseMs = Math.min(joinPauseLimitMs, pauseMs * 2)) {
       try {
-        await Promise.all([this.#viewReady, ...[...engines.values()].map((engine) => engine.prepare?.())]);
+        const ready = Promise.all([this.#viewReady, ...[...engines.values()].map((engine) => engine.prepare?.())]);
+        await within(signal, ready);
         this.#membership?.abandon();
         // Engines remove what no agent knows of: no standby may be in the making.
         await this.#standbys.clear("the host joins");
+        signal.throwIfAborted();
         const membership = await store.join(this.#record);
         this.#membership = membership;
         void membership.lost.then((reason) => {
@@ -398,12 +403,19 @@ export class HostActor {
             discard: (instance) => this.#discard(instance),
           },
           membership,
+          this.#following.signal,
         );
+        signal.throwIfAborted();
+        if (!this.proven)
+          throw new HakobuError("LEASE_LOST", "the lease was lost before all was adopted", { retryable: true });
         log.info({ host: this.#record.id, address: `${this.#record.address}:${this.#record.port}` }, "host joined");
         return;
       } catch (error) {
-        if (error instanceof HakobuError && (error.code === "HOST_ID_TAKEN" || error.code === "CONFIG_INVALID"))
-          throw error;
+        if (this.#following.signal.aborted) this.#membership?.abandon();
+        signal.throwIfAborted();
+        // A host that was a member finds its own record until that lease has ended, or for as long as a twin has it.
+        const given = error instanceof HakobuError && ["HOST_ID_TAKEN", "CONFIG_INVALID"].includes(error.code);
+        if (given && this.state === "restoring") throw error;
         log.warn({ host: this.#record.id, reason: reasonOf(error) }, `cannot join: again in ${pauseMs} ms`);
         await delay(clock, pauseMs, signal);
       }
@@ -426,6 +438,7 @@ export class HostActor {
   }
 
   async #leave(): Promise<void> {
+    await this.#joining.catch(() => {});
     await this.#refresher.close("its host shuts down");
     const limit = deadline(this.#deps.clock, moveLimitMs, "the host shuts down");
     for (let under = this.#claims.allSettled; this.#containers.size > 0 || under; under = this.#claims.allSettled) {

@@ -32,6 +32,51 @@ describe("a host that leaves", () => {
   });
 });
 
+describe("a host that joins", () => {
+  it("joins again when it has lost its lease before it was done", async () => {
+    const bench = hostBench({ specs: [recordOf("blog")] });
+    await bench.join();
+    await bench.claim("blog");
+    bench.store.hold("claim");
+    bench.store.revoke("a");
+    await turns();
+    assert.equal(bench.host.state, "fenced", "it adopts what it has");
+    bench.store.revoke("a");
+    bench.store.release();
+    await turns();
+    assert.equal(bench.host.state, "fenced");
+    await bench.pass(300);
+    assert.equal(bench.host.state, "running");
+    assert.equal(bench.host.proven, true);
+  });
+
+  it("pauses between its attempts when another agent has taken its id while it was fenced", async () => {
+    const bench = hostBench();
+    await bench.join();
+    bench.store.revoke("a");
+    const twin = await bench.other("a");
+    await bench.pass(600);
+    assert.equal(bench.host.state, "fenced");
+    assert.equal(bench.warnings.filter((each) => each.includes("is taken")).length, 2);
+    await twin.leave();
+    await bench.pass(1000);
+    assert.equal(bench.host.state, "running");
+  });
+
+  it("has nothing in the store when it was closed before the store had answered", async () => {
+    const bench = hostBench({ specs: [recordOf("blog")] });
+    bench.store.hold("join");
+    void bench.host.join(new AbortController().signal);
+    await turns();
+    const closed = bench.host.close();
+    await turns();
+    assert.equal(bench.host.state, "relocating");
+    bench.store.release();
+    await bench.going(closed);
+    assert.equal((await bench.other("a")).id, "a", "nobody has its id");
+  });
+});
+
 describe("a host's capacity", () => {
   it("counts the claims that are under way", async () => {
     const bench = hostBench({ specs: [recordOf("blog"), recordOf("shop")], record: { capacity: 1 } });
