@@ -3,8 +3,8 @@
 //   A1  `serving` is the running instance exactly while the statechart is in `running.serving`: the dispatcher reads it
 //       for every request and sends no event.
 //   A2  Requests are counted in and out; nothing is stopped or imaged on purpose while one is being answered.
-//   A3  An image that was restored is trusted from the first answer that the restored copy gave; a copy that dies before
-//       that takes its image with it (set aside).
+//   A3  An image that was restored is trusted from the first answer that the restored copy gave; a copy that dies by itself
+//       before that takes its image with it (set aside).
 //
 // How it is restored: restoration.ts. How an image of it is taken: checkpoint.ts.
 import { type Actor, createActor, fromPromise } from "xstate";
@@ -395,6 +395,7 @@ export class ContainerActor {
     this.#trigger = undefined;
     this.activation = undefined;
     if (instance === undefined) return;
+    if (this.#deps.engine.alive(instance)) this.#unproven = undefined;
     const graceMs = this.#kept ? 0 : (this.#stopGraceMs ?? this.#record.spec.stopGraceMs);
     this.#kept = false;
     await this.#deps.engine.stop(instance, graceMs);
