@@ -8,7 +8,12 @@
 //
 // How it is restored: restoration.ts. How an image of it is taken: checkpoint.ts.
 import { type Actor, createActor, fromPromise } from "xstate";
-import { type ContainerEvent, containerMachine, type RestoreOutcome } from "../machines/container.js";
+import {
+  type ContainerEvent,
+  containerMachine,
+  type ContainerTerms,
+  type RestoreOutcome,
+} from "../machines/container.js";
 import type { Admission } from "./admission.js";
 import { whenAnswering, whenListening } from "./application.js";
 import { checkpoint, contentOf } from "./checkpoint.js";
@@ -84,10 +89,7 @@ export class ContainerActor {
     this.#actor = createActor(machine, {
       id: `container/${this.name}`,
       clock: deps.clock,
-      input: {
-        restorable: deps.engine.capabilities.checkpoint && record.spec.checkpoint.onReady,
-        adopted: adopted !== undefined,
-      },
+      input: { ...this.#terms, adopted: adopted !== undefined },
     });
     this.#actor.subscribe({
       next: (snapshot) => {
@@ -173,6 +175,7 @@ export class ContainerActor {
   update(record: SpecRecord): void {
     const restart = record.hash !== this.#record.hash;
     this.#record = record;
+    this.send({ type: "SPECIFIED", ...this.#terms });
     this.#armIdle();
     if (restart) this.send({ type: "RESTART", reason: "its specification changed" });
     else this.#followLimits();
@@ -359,6 +362,12 @@ export class ContainerActor {
     return this.#record.spec.onIdle === "suspend" && this.#deps.engine.capabilities.checkpoint;
   }
 
+  get #terms(): ContainerTerms {
+    const { spec } = this.#record;
+    const restorable = this.#deps.engine.capabilities.checkpoint && spec.checkpoint.onReady;
+    return { restorable, exclusive: spec.takeover === "exclusive" };
+  }
+
   #suspend(signal: AbortSignal): Promise<void> {
     return this.#keepsMemory ? this.#takeImage("suspended", signal) : delay(this.#deps.clock, idleGraceMs, signal);
   }
@@ -398,7 +407,12 @@ export class ContainerActor {
     if (this.#deps.engine.alive(instance)) this.#unproven = undefined;
     const graceMs = this.#kept ? 0 : (this.#stopGraceMs ?? this.#record.spec.stopGraceMs);
     this.#kept = false;
-    await this.#deps.engine.stop(instance, graceMs);
+    try {
+      await this.#deps.engine.stop(instance, graceMs);
+    } catch (error) {
+      this.#deps.log.error({ container: this.name, reason: reasonOf(error) }, "could not be stopped");
+      throw error;
+    }
     this.#instance = undefined;
   }
 

@@ -105,3 +105,50 @@ describe("the image of a container (A3)", () => {
     assert.deepEqual(setAside, []);
   });
 });
+
+describe("a changed specification", () => {
+  it("lets a request that is being answered end before the container is stopped (A2)", async () => {
+    const { container, engine, pass, wake, changed } = opened();
+    await wake();
+    container.enter();
+    container.update(changed({ command: ["other"] }, "2"));
+    await pass(5000);
+    assert.equal(container.serving, undefined, "what comes now waits");
+    assert.equal(engine.running.size, 1);
+    const next = container.whenServing(undefined, new AbortController().signal);
+    container.leave(true);
+    await pass(100);
+    assert.equal((await next).specHash, "2");
+    assert.deepEqual(engine.events, ["restore blog", "stop blog 1000", "restore blog"]);
+  });
+
+  it("lets images be used from now on where it asks for them, also without a restart", async () => {
+    const { container, engine, pass, wake, changed } = opened({
+      checkpoint: { onReady: false, at: "warm", warmup: "/", timeoutMs: 1000 },
+    });
+    await wake();
+    container.update(changed({ checkpoint: { onReady: true, at: "warm", warmup: "/", timeoutMs: 1000 } }));
+    await pass(idleTimeoutMs + 1000);
+    await wake();
+    assert.deepEqual(engine.events, ["start blog", "stop blog 1000", "restore blog"]);
+  });
+});
+
+describe("a container that cannot be stopped", () => {
+  it("is not started a second time: who asks for it waits until it has been stopped, and each attempt is in the log", async () => {
+    const { container, engine, errors, pass, wake } = opened();
+    await wake();
+    engine.failingStops = 3;
+    await pass(idleTimeoutMs + 500);
+    assert.equal(container.state, "stuck");
+    const next = container.whenServing(undefined, new AbortController().signal);
+    await pass(5000);
+    await next;
+    assert.deepEqual(
+      errors,
+      Array.from({ length: 3 }, () => "could not be stopped"),
+    );
+    assert.equal(engine.running.size, 1);
+    assert.equal(engine.events.at(-1), "restore blog");
+  });
+});
