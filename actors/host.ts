@@ -369,6 +369,8 @@ export class HostActor {
         const container = this.#containers.get(noticed.name);
         if (container === undefined) return;
         if (noticed.record === undefined) container.send({ type: "RELOCATE", reason: "its specification was deleted" });
+        else if (noticed.record.spec.engine !== container.record.spec.engine)
+          container.send({ type: "RELOCATE", reason: "its specification names another engine: claimed anew" });
         else if (!this.#refresher.prepares(container, noticed.record)) container.update(noticed.record);
         return;
       }
@@ -401,6 +403,7 @@ export class HostActor {
             containers: this.#containers,
             acquire: (...args) => this.#acquire(...args),
             discard: (instance) => this.#discard(instance),
+            release: (name, epoch) => void this.#releases.giveUp(name, epoch),
           },
           membership,
           this.#following.signal,

@@ -1,7 +1,7 @@
 // A host actor over the store in memory, engines that run nothing, and a clock that the test drives.
 import { SimulatedClock } from "xstate";
 import { ClusterView } from "../../actors/cluster-view.js";
-import { HostActor } from "../../actors/host.js";
+import { HostActor, type HostDeps } from "../../actors/host.js";
 import type { Clock } from "../../actors/ports/clock.js";
 import type { Claim, HostClient } from "../../actors/ports/host-client.js";
 import type { ImageStore } from "../../actors/ports/image-store.js";
@@ -89,12 +89,16 @@ export interface BenchOptions {
 export function hostBench({ specs = [], engines = [new FakeEngine()], record = {} }: BenchOptions = {}) {
   const { clock, pass } = simulatedClock();
   const store = new HeldStore({ clock, ttlMs: 10_000 });
+  const agent = (): { readonly host: HostActor; readonly view: ClusterView } => {
+    const view = new ClusterView();
+    const host = new HostActor({ ...shared, view, registry: new ActorRegistry() }, own);
+    return { host, view };
+  };
   const warnings: string[] = [];
   const say = (details: object, message: string): void =>
     void warnings.push(`${message}: ${(details as { reason?: string }).reason ?? ""}`);
   const log: Log = { debug() {}, info() {}, warn: say, error: say };
   const hosts = new FakeHosts();
-  const view = new ClusterView();
   const probed: string[] = [];
   const prober: Prober = {
     probe: ({ address, port }) => {
@@ -106,26 +110,23 @@ export function hostBench({ specs = [], engines = [new FakeEngine()], record = {
     find: () => Promise.resolve({ skipped: [] }),
     takeSuspended: () => Promise.resolve({ skipped: [] }),
   };
-  const host = new HostActor(
-    {
-      engines: new Map(engines.map((engine) => [engine.name, engine])),
-      store,
-      view,
-      images: images as ImageStore,
-      warmBytes: 0,
-      startsAtOnce: 2,
-      prober,
-      hosts,
-      content: { digest: () => Promise.resolve("") },
-      readiness: { get: () => Promise.resolve(200) },
-      hooks: { call: () => Promise.resolve() },
-      clock,
-      tracer: noTracing,
-      log,
-      registry: new ActorRegistry(),
-    },
-    hostOf("a", { engines: engines.map(({ name }) => name), ...record }),
-  );
+  const own = hostOf("a", { engines: engines.map(({ name }) => name), ...record });
+  const shared: Omit<HostDeps, "view" | "registry"> = {
+    engines: new Map(engines.map((engine) => [engine.name, engine])),
+    store,
+    images: images as ImageStore,
+    warmBytes: 0,
+    startsAtOnce: 2,
+    prober,
+    hosts,
+    content: { digest: () => Promise.resolve("") },
+    readiness: { get: () => Promise.resolve(200) },
+    hooks: { call: () => Promise.resolve() },
+    clock,
+    tracer: noTracing,
+    log,
+  };
+  const { host, view } = agent();
   const bench = {
     host,
     store,
@@ -152,6 +153,11 @@ export function hostBench({ specs = [], engines = [new FakeEngine()], record = {
       for (let n = 0; n < 2400 && !settled; n++) await pass(stepMs);
       if (!settled) throw new Error("not within two minutes");
       return promise;
+    },
+    /** Its agent crashes, and another one is made over what that left. */
+    restarted: () => {
+      host.abandon();
+      return agent();
     },
     /** Another host of the cluster, which only has a lease. */
     other: (id: string, more: Partial<HostRecord> = {}): Promise<Membership> =>

@@ -1,6 +1,7 @@
 // The host actor: what it claims, what it holds, and how it joins and leaves, whatever happens meanwhile.
 import assert from "node:assert/strict";
 import { noticeMs } from "../../actors/vacancies.js";
+import { FakeEngine } from "../lab/fake-engine.js";
 import { hostBench, turns } from "../lab/host-bench.js";
 import { recordOf } from "../lab/records.js";
 
@@ -50,6 +51,32 @@ describe("a host that joins", () => {
     assert.equal(bench.host.proven, true);
   });
 
+  it("is kept from that by no container whose engine it does not have: that is stopped and given up", async () => {
+    const bench = hostBench({ specs: [recordOf("blog"), recordOf("shop")] });
+    await bench.join();
+    await bench.claim("blog");
+    await bench.claim("shop");
+    await turns();
+    const crashed = bench.restarted();
+    await bench.store.putSpec(recordOf("shop", { engine: "haconiwa" }, "2"));
+    await bench.going(crashed.host.join(new AbortController().signal));
+    await bench.pass(600);
+    assert.equal(crashed.host.container("blog")?.state, "running.serving");
+    assert.equal(crashed.host.container("shop"), undefined);
+    assert.deepEqual(
+      [...bench.engine.running].map(({ container }) => container),
+      ["blog"],
+    );
+    assert.equal(await bench.store.read("shop"), undefined);
+  });
+
+  it("is kept from that by no engine that cannot say what survived", async () => {
+    const bench = hostBench({ specs: [recordOf("blog")] });
+    bench.engine.findError = new Error("planted");
+    await bench.join();
+    assert.equal(bench.warnings.filter((each) => each.includes("what survived: planted")).length, 3);
+  });
+
   it("pauses between its attempts when another agent has taken its id while it was fenced", async () => {
     const bench = hostBench();
     await bench.join();
@@ -87,6 +114,22 @@ describe("a host's capacity", () => {
     bench.store.release();
     const kinds = (await bench.going(Promise.all(replies))).map(({ kind }) => kind);
     assert.deepEqual(kinds, ["won", "refused"]);
+  });
+});
+
+describe("a container whose specification names another engine", () => {
+  it("leaves, is given up, and comes up on the other engine when it is claimed again", async () => {
+    const [first, second] = [new FakeEngine("process"), new FakeEngine("runc")];
+    const bench = hostBench({ specs: [recordOf("blog")], engines: [first, second] });
+    await bench.join();
+    await bench.claim("blog");
+    await turns();
+    await bench.store.putSpec(recordOf("blog", { engine: "runc" }, "2"));
+    await bench.pass(100);
+    assert.equal(await bench.store.read("blog"), undefined);
+    assert.equal((await bench.claim("blog")).kind, "won");
+    await turns();
+    assert.deepEqual([first.events, second.events], [["start blog", "stop blog 1000"], ["start blog"]]);
   });
 });
 
