@@ -208,12 +208,17 @@ export class HostActor {
   }
 
   async undrain(): Promise<void> {
+    this.#moves.undrain();
     await this.#announce(false);
   }
 
-  /** Moves every container away where `drain` says so, stops what is left, revokes the lease. Idempotent. */
+  /** Moves every container away where `drain` says so and that is possible, stops what is left, revokes the lease. Idempotent. */
   async close(drain = false): Promise<void> {
-    if (drain && this.state === "running") await this.drain();
+    const { log } = this.#deps;
+    if (drain && this.state === "running")
+      await this.drain().catch((error: unknown) =>
+        log.warn({ host: this.#record.id, reason: reasonOf(error) }, "nothing is moved away: all is stopped here"),
+      );
     this.#actor.send({ type: "DRAIN" });
     await this.#reaches("stopped", new AbortController().signal);
     this.abandon();

@@ -48,6 +48,8 @@ class HeldStore extends MemoryPlacementStore {
   #held: Promise<void> = Promise.resolve();
   #kind: "claim" | "join" | "read" | undefined;
   release = (): void => {};
+  /** Hosts' records cannot be changed. */
+  updateError: Error | undefined;
 
   hold(kind: "claim" | "join" | "read"): void {
     this.#kind = kind;
@@ -62,6 +64,8 @@ class HeldStore extends MemoryPlacementStore {
       if (this.#kind === "claim") await this.#held;
       return outcome;
     };
+    const update = membership.update.bind(membership);
+    membership.update = (changed) => (this.updateError ? Promise.reject(this.updateError) : update(changed));
     if (this.#kind === "join") await this.#held;
     return membership;
   }

@@ -1,5 +1,7 @@
 // The host actor: what it claims, what it holds, and how it joins and leaves, whatever happens meanwhile.
 import assert from "node:assert/strict";
+import { HakobuError } from "../../actors/hakobu-error.js";
+import type { HostClient } from "../../actors/ports/host-client.js";
 import { noticeMs } from "../../actors/vacancies.js";
 import { FakeEngine } from "../lab/fake-engine.js";
 import { hostBench, turns } from "../lab/host-bench.js";
@@ -171,5 +173,86 @@ describe("a container that comes back while its old copy ends", () => {
     assert.deepEqual(kinds, ["won", "won"]);
     assert.equal(bench.engine.running.size, 1);
     assert.deepEqual(bench.engine.events, ["start blog", "stop blog 1000", "start blog"]);
+  });
+});
+
+describe("a planned move", () => {
+  async function withOthers() {
+    const bench = hostBench({ specs: [recordOf("blog", { takeover: "exclusive" })] });
+    await bench.join();
+    await bench.pass(noticeMs);
+    const members = new Map([
+      [2, await bench.other("b", { port: 2 })],
+      [3, await bench.other("c", { port: 3 })],
+    ]);
+    const asked: number[] = [];
+    /** The first one that is asked wins, and does not say so. */
+    const silently: HostClient["claim"] = async ({ port }, claim, _trace, signal) => {
+      asked.push(port);
+      const outcome = await members.get(port)?.claim(claim);
+      if (outcome?.kind === "won" && asked.length > 1) return outcome;
+      if (outcome?.kind === "lost") return { ...outcome, kind: "moved" };
+      await new Promise((resolve) => signal.addEventListener("abort", resolve, { once: true }));
+      return { kind: "unreachable", reason: "it is frozen" };
+    };
+    await bench.going(bench.claim("blog"));
+    await turns();
+    return { bench, asked, silently };
+  }
+
+  it("stops nothing where no host answers that could take the container", async () => {
+    const { bench } = await withOthers();
+    bench.probe = () => Promise.resolve({ kind: "timeout", afterMs: 100 });
+    await assert.rejects(bench.going(bench.host.relocate("blog", undefined, "test")), { code: "UNAVAILABLE" });
+    assert.equal(bench.host.container("blog")?.state, "running.serving");
+  });
+
+  it("asks the next host within seconds when one does not answer, and finds out that the first one has won", async () => {
+    const { bench, asked, silently } = await withOthers();
+    bench.hosts.claim = silently;
+    const begunMs = bench.clock.now();
+    const placement = await bench.going(bench.host.relocate("blog", undefined, "test"));
+    assert.ok(bench.clock.now() - begunMs < 10_000);
+    assert.equal(asked.length, 2);
+    assert.equal(placement.host, asked[0] === 2 ? "b" : "c");
+    assert.equal(bench.engine.running.size, 0);
+  });
+
+  it("that has not begun when a drain is taken back is not made, and a drain afterwards begins anew", async () => {
+    const names = ["a", "b", "c", "d", "e", "f"];
+    const bench = hostBench({ specs: names.map((name) => recordOf(name)) });
+    await bench.join();
+    await bench.other("b");
+    for (const name of names) await bench.claim(name);
+    await turns();
+    const asked = new Set<string>();
+    let answer = (): void => {};
+    const answered = new Promise<void>((resolve) => (answer = resolve));
+    bench.hosts.claim = async (_host, { container }) => {
+      asked.add(container);
+      await answered;
+      return { kind: "refused", reason: "planted" };
+    };
+    const drained = bench.host.drain();
+    await turns();
+    await bench.host.undrain();
+    const again = bench.host.drain();
+    await turns();
+    assert.equal(asked.size, 4);
+    answer();
+    await drained;
+    assert.equal(asked.size, 4);
+    asked.clear();
+    await bench.going(again);
+    assert.deepEqual([...asked].sort(), names);
+    assert.equal(bench.host.moving, false);
+  });
+
+  it("that cannot be announced does not keep a host from shutting down", async () => {
+    const { bench } = await withOthers();
+    bench.store.updateError = new HakobuError("STORE_UNAVAILABLE", "planted");
+    await bench.going(bench.host.close(true));
+    assert.equal(bench.engine.running.size, 0);
+    assert.equal(await bench.store.read("blog"), undefined);
   });
 });
