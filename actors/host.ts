@@ -4,7 +4,8 @@
 //   O2  A container is served only under a claim that this host won and has not seen superseded.
 //   O3  A placement that changed hands (watch, or a request with a newer epoch) makes the container leave.
 //   O4  Containers found running after a crash of the agent are kept if their placement is still this host's, else stopped.
-//   O5  After a time in which this process did not run (stopped, starved), nothing is served before it has looked who owns what.
+//   O5  After a time in which this process did not run (stopped, starved), nothing is served before it has looked who owns it
+//       (wakefulness.ts).
 //       An exclusive container is served only while the lease is proven; others also while nobody has taken them.
 import { type Actor, createActor, fromPromise } from "xstate";
 import { hostMachine } from "../machines/host.js";
@@ -29,6 +30,7 @@ import { moveLimitMs, PlannedMoves } from "./planned-moves.js";
 import { Releases } from "./releases.js";
 import { Standbys } from "./standbys.js";
 import { Vacancies } from "./vacancies.js";
+import { Wakefulness } from "./wakefulness.js";
 
 export interface HostDeps extends Omit<ContainerDeps, "engine" | "admission" | "standbys"> {
   /** Containers that may come up at the same time; more only make each other late. */
@@ -47,8 +49,6 @@ export interface HostDeps extends Omit<ContainerDeps, "engine" | "admission" | "
 
 /** How often processes are looked after. */
 const checkEveryMs = 500;
-/** A pause of the event loop from which on this host does not trust what it knows. */
-const sleepMs = 2000;
 /** For a container that has another owner: it has nothing to lose but what it is writing. */
 const discardGraceMs = 1000;
 const joinPauseMs = 250;
@@ -66,14 +66,10 @@ export class HostActor {
   /** Ends some time after it was aborted: what it found by then leaves with the host. */
   #joining: Promise<void> = Promise.resolve();
   #checkTimer: unknown;
-  /** When the event loop was last seen to run. */
-  #tickMs: number;
-  /** It did not run for a while, and has not looked since who owns what. */
-  #slept = false;
-  #looking: Promise<void> | undefined;
   #stopNoticing: () => void;
   readonly #viewReady: Promise<void>;
   readonly #vacancies: Vacancies;
+  readonly #wakefulness: Wakefulness;
   readonly #releases: Releases;
   readonly #moves: PlannedMoves;
   readonly #standbys: Standbys;
@@ -95,7 +91,7 @@ export class HostActor {
         return own === container && !own.left;
       },
     });
-    this.#tickMs = deps.clock.now();
+    this.#wakefulness = new Wakefulness({ ...deps, hostId: record.id, containers: this.#containers });
     this.#actor = createActor(
       hostMachine.provide({
         actors: {
@@ -163,8 +159,7 @@ export class HostActor {
 
   /** O5: whether requests for a container may be answered now. The request path asks; it costs one look at the clock. */
   async mayServe(container: ContainerActor): Promise<boolean> {
-    this.#noteSleep();
-    if (this.#slept) await (this.#looking ??= this.#look().finally(() => (this.#looking = undefined)));
+    if (!(await this.#wakefulness.knows(container))) return false;
     return !container.left && (container.record.spec.takeover !== "exclusive" || this.proven);
   }
 
@@ -284,30 +279,6 @@ export class HostActor {
   async #announce(draining: boolean): Promise<void> {
     this.#record = { ...this.#record, draining };
     await this.#membership?.update(this.#record);
-  }
-
-  async #look(): Promise<void> {
-    const { store, view, log } = this.#deps;
-    log.warn({ host: this.#record.id }, "this process did not run for a while: looks who owns its containers");
-    await Promise.all(
-      [...this.#containers.values()].map(async (container) => {
-        try {
-          const placement = await store.read(container.name);
-          if (placement !== undefined) view.learn(placement);
-          if (placement !== undefined && placement.host !== this.#record.id)
-            container.loseOwnership("it was taken while this host did not run");
-        } catch (error) {
-          log.warn({ container: container.name, reason: reasonOf(error) }, "cannot look who owns it");
-        }
-      }),
-    );
-    this.#slept = false;
-  }
-
-  #noteSleep(): void {
-    const now = this.#deps.clock.now();
-    if (now - this.#tickMs > sleepMs) this.#slept = true;
-    this.#tickMs = now;
   }
 
   /** @returns undefined where another host took it while its old copy here had not left yet */
@@ -469,7 +440,7 @@ export class HostActor {
 
   #armCheck(): unknown {
     return this.#deps.clock.setTimeout(() => {
-      this.#noteSleep();
+      this.#wakefulness.tick();
       for (const container of this.#containers.values()) container.check();
       this.#refresher.check();
       this.#tellGuard();

@@ -14,8 +14,16 @@ import { MemoryPlacementStore } from "../../runtime/placement/memory.js";
 import { FakeEngine } from "./fake-engine.js";
 import { hostOf } from "./records.js";
 
+export interface SimulatedTime {
+  readonly clock: Clock;
+  /** In small steps, between which everything goes on. */
+  readonly pass: (ms: number) => Promise<void>;
+  /** At once: nothing has gone on meanwhile. */
+  readonly sleep: (ms: number) => void;
+}
+
 /** Time that stands still until the test says how much of it goes by. */
-export function simulatedClock(): { readonly clock: Clock; readonly pass: (ms: number) => Promise<void> } {
+export function simulatedClock(): SimulatedTime {
   const simulated = new SimulatedClock();
   const clock: Clock = {
     now: () => simulated.now(),
@@ -25,6 +33,7 @@ export function simulatedClock(): { readonly clock: Clock; readonly pass: (ms: n
   };
   return {
     clock,
+    sleep: (ms) => simulated.increment(ms),
     pass: async (ms) => {
       await turns();
       for (let restMs = ms; restMs > 0; restMs -= stepMs) {
@@ -50,6 +59,7 @@ class HeldStore extends MemoryPlacementStore {
   release = (): void => {};
   /** Hosts' records cannot be changed. */
   updateError: Error | undefined;
+  readError: Error | undefined;
 
   hold(kind: "claim" | "join" | "read"): void {
     this.#kind = kind;
@@ -72,6 +82,7 @@ class HeldStore extends MemoryPlacementStore {
 
   override async read(container: string): Promise<Placement | undefined> {
     if (this.#kind === "read") await this.#held;
+    if (this.readError !== undefined) throw this.readError;
     return super.read(container);
   }
 }
@@ -91,7 +102,7 @@ export interface BenchOptions {
 }
 
 export function hostBench({ specs = [], engines = [new FakeEngine()], record = {} }: BenchOptions = {}) {
-  const { clock, pass } = simulatedClock();
+  const { clock, pass, sleep } = simulatedClock();
   const store = new HeldStore({ clock, ttlMs: 10_000 });
   const agent = (): { readonly host: HostActor; readonly view: ClusterView } => {
     const view = new ClusterView();
@@ -137,6 +148,7 @@ export function hostBench({ specs = [], engines = [new FakeEngine()], record = {
     view,
     clock,
     pass,
+    sleep,
     warnings,
     hosts,
     probed,

@@ -1,5 +1,6 @@
 // The host actor: what it claims, what it holds, and how it joins and leaves, whatever happens meanwhile.
 import assert from "node:assert/strict";
+import type { ContainerActor } from "../../actors/container.js";
 import { HakobuError } from "../../actors/hakobu-error.js";
 import type { HostClient } from "../../actors/ports/host-client.js";
 import { noticeMs } from "../../actors/vacancies.js";
@@ -254,5 +255,47 @@ describe("a planned move", () => {
     await bench.going(bench.host.close(true));
     assert.equal(bench.engine.running.size, 0);
     assert.equal(await bench.store.read("blog"), undefined);
+  });
+});
+
+describe("a host that did not run for a while (O5)", () => {
+  async function waking() {
+    const bench = hostBench({ specs: [recordOf("blog")] });
+    await bench.join();
+    await bench.claim("blog");
+    await turns();
+    const container = bench.host.container("blog") as ContainerActor;
+    bench.sleep(3000);
+    return { bench, container };
+  }
+
+  it("serves a container again when the store has said that it still owns it", async () => {
+    const { bench, container } = await waking();
+    assert.equal(await bench.host.mayServe(container), true);
+  });
+
+  it("serves nothing of which the store could not say who owns it, and asks again after a moment", async () => {
+    const { bench, container } = await waking();
+    bench.store.readError = new HakobuError("STORE_UNAVAILABLE", "planted");
+    assert.equal(await bench.host.mayServe(container), false);
+    assert.equal(await bench.host.mayServe(container), false);
+    assert.equal(bench.warnings.filter((each) => each.startsWith("cannot look")).length, 1);
+    await bench.pass(500);
+    assert.equal(await bench.host.mayServe(container), false);
+    bench.store.readError = undefined;
+    await bench.pass(500);
+    assert.equal(await bench.host.mayServe(container), true);
+  });
+
+  it("lets go of what was taken meanwhile", async () => {
+    const { bench, container } = await waking();
+    const other = await bench.other("b");
+    bench.store.hold("read");
+    await other.claim({ container: "blog", expected: container.epoch, reason: "planted" });
+    const may = bench.host.mayServe(container);
+    bench.store.release();
+    await bench.going(may);
+    await bench.pass(100);
+    assert.equal(container.left, true);
   });
 });
