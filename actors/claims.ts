@@ -1,6 +1,8 @@
 // Claims that this host makes when a proxy, or the owner in a planned move, asks it to take a container over.
 //
 //   O1  It claims only for itself, in `running`, with a lease that is proven now; of an exclusive container only when nobody owns it.
+//   Q1  Claims of one container run one after the other, in the order in which they came.
+//   Q2  Those that are under way count towards the capacity.
 import type { ClusterView } from "./cluster-view.js";
 import type { ContainerActor } from "./container.js";
 import { type Clock, deadline } from "./ports/clock.js";
@@ -25,7 +27,8 @@ export interface ClaimsDeps {
   readonly vacancies: Vacancies;
   readonly releases: Releases;
   readonly standbys: Standbys;
-  readonly acquire: (record: SpecRecord, placement: Placement) => Promise<ContainerActor>;
+  /** @returns undefined where another host has it by now */
+  readonly acquire: (record: SpecRecord, placement: Placement) => Promise<ContainerActor | undefined>;
 }
 
 /** How long a claim may wait for a specification that its proxy knows and this host does not yet. */
@@ -33,7 +36,10 @@ const specWaitMs = 1000;
 
 export class Claims {
   readonly #deps: ClaimsDeps;
-  readonly #underWay = new Map<string, Promise<ClaimReply>>();
+  /** The last one of each container. */
+  readonly #underWay = new Map<string, Promise<unknown>>();
+  /** Q2: what they are going to hold. */
+  readonly #reserved = new Set<string>();
 
   constructor(deps: ClaimsDeps) {
     this.#deps = deps;
@@ -48,11 +54,26 @@ export class Claims {
    * Never rejects.
    */
   claim(claim: Claim, trace: TraceContext | undefined): Promise<ClaimReply> {
-    const reply = this.#claim(claim, trace).finally(() => {
-      if (this.#underWay.get(claim.container) === reply) this.#underWay.delete(claim.container);
+    return this.inTurn(claim.container, () =>
+      this.#claim(claim, trace).finally(() => this.#reserved.delete(claim.container)),
+    );
+  }
+
+  /** Q1: what else makes the container this host's takes its turn among the claims. */
+  inTurn<T>(container: string, work: () => Promise<T>): Promise<T> {
+    const before = this.#underWay.get(container);
+    const turn = before === undefined ? work() : before.then(work, work);
+    const entry = turn.finally(() => {
+      if (this.#underWay.get(container) === entry) this.#underWay.delete(container);
     });
-    this.#underWay.set(claim.container, reply);
-    return reply;
+    entry.catch(() => {});
+    this.#underWay.set(container, entry);
+    return turn;
+  }
+
+  /** Resolves when none of those that are under way now is any more; undefined: there is none. */
+  get allSettled(): Promise<unknown> | undefined {
+    return this.#underWay.size === 0 ? undefined : Promise.allSettled(this.#underWay.values());
   }
 
   /**
@@ -81,11 +102,15 @@ export class Claims {
     if (refusal !== undefined) return refusal;
     const record = view.spec(claim.container) as SpecRecord;
     await releases.settled(claim.container);
+    // It has waited since it asked.
+    const late = this.#notNow();
+    if (late !== undefined) return late;
     if (!held.has(claim.container)) standbys.begin(record);
     const outcome = await (membership() as Membership).claim(claim);
     switch (outcome.kind) {
       case "won": {
         const container = await acquire(record, outcome.placement);
+        if (container === undefined) return moved(view.placement(claim.container));
         const limit = deadline(clock, record.spec.startTimeoutMs, "nobody waited longer for it");
         container.whenServing(trace, limit).catch(() => {});
         return outcome;
@@ -95,7 +120,7 @@ export class Claims {
           return { kind: "won", placement: outcome.placement };
         standbys.discard(claim.container, "another host was first");
         if (outcome.placement !== undefined) view.learn(outcome.placement);
-        return { kind: "moved", ...(outcome.placement ? { placement: outcome.placement } : {}) };
+        return moved(outcome.placement);
       case "unavailable":
         standbys.discard(claim.container, "the placement store does not answer");
         return {
@@ -106,17 +131,29 @@ export class Claims {
     }
   }
 
-  async #refusal(claim: Claim): Promise<ClaimReply | undefined> {
-    const { host, held, view, engines, prober, clock, vacancies, membership } = this.#deps;
-    const refuse = (reason: string, retryAfterMs?: number): ClaimReply => ({
-      kind: "refused",
-      reason,
-      ...(retryAfterMs === undefined ? {} : { retryAfterMs }),
-    });
+  /** O1: why this host claims nothing at this moment. */
+  #notNow(): ClaimReply | undefined {
+    const { host, membership } = this.#deps;
     if (host.record.draining) return refuse(`host ${host.record.id} drains`);
     if (host.state !== "running" || membership() === undefined)
       return refuse(`host ${host.record.id} is ${host.state}`, 1000);
     if (!host.proven) return refuse(`host ${host.record.id} cannot prove its lease`, 1000);
+    return undefined;
+  }
+
+  /** Q2. @returns whether there is room for it, which it has then */
+  #reserve(container: string): boolean {
+    const { host, held } = this.#deps;
+    const coming = [...this.#reserved].filter((name) => !held.has(name)).length;
+    if (!held.has(container) && held.size + coming >= host.record.capacity) return false;
+    this.#reserved.add(container);
+    return true;
+  }
+
+  async #refusal(claim: Claim): Promise<ClaimReply | undefined> {
+    const { host, view, engines, prober, clock, vacancies } = this.#deps;
+    const refusal = this.#notNow();
+    if (refusal !== undefined) return refusal;
     await view
       .until(() => view.spec(claim.container) !== undefined, deadline(clock, specWaitMs, "no specification"))
       .catch(() => {});
@@ -124,7 +161,7 @@ export class Claims {
     if (record === undefined) return refuse(`no specification of ${claim.container} is known here`, 1000);
     const engine = engines.get(record.spec.engine);
     if (engine === undefined) return refuse(`no engine ${record.spec.engine} on host ${host.record.id}`);
-    if (!held.has(claim.container) && held.size >= host.record.capacity)
+    if (!this.#reserve(claim.container))
       return refuse(`host ${host.record.id} is full (${host.record.capacity} containers)`);
     if (record.spec.takeover === "exclusive") await vacancies.settled(claim.container);
     const owner = view.placement(claim.container);
@@ -144,4 +181,12 @@ export class Claims {
         return refuse(`${claim.container} is exclusive, and the lease of ${owner.host} has not ended`, 1000);
     }
   }
+}
+
+function refuse(reason: string, retryAfterMs?: number): ClaimReply {
+  return { kind: "refused", reason, ...(retryAfterMs === undefined ? {} : { retryAfterMs }) };
+}
+
+function moved(placement: Placement | undefined): ClaimReply {
+  return { kind: "moved", ...(placement === undefined ? {} : { placement }) };
 }

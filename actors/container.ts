@@ -3,12 +3,17 @@
 //   A1  `serving` is the running instance exactly while the statechart is in `running.serving`: the dispatcher reads it
 //       for every request and sends no event.
 //   A2  Requests are counted in and out; nothing is stopped or imaged on purpose while one is being answered.
-//   A3  An image that was restored is trusted from the first answer that the restored copy gave; a copy that dies before
-//       that takes its image with it (set aside).
+//   A3  An image that was restored is trusted from the first answer that the restored copy gave; a copy that dies by itself
+//       before that takes its image with it (set aside).
 //
 // How it is restored: restoration.ts. How an image of it is taken: checkpoint.ts.
 import { type Actor, createActor, fromPromise } from "xstate";
-import { type ContainerEvent, containerMachine, type RestoreOutcome } from "../machines/container.js";
+import {
+  type ContainerEvent,
+  containerMachine,
+  type ContainerTerms,
+  type RestoreOutcome,
+} from "../machines/container.js";
 import type { Admission } from "./admission.js";
 import { whenAnswering, whenListening } from "./application.js";
 import { checkpoint, contentOf } from "./checkpoint.js";
@@ -84,10 +89,7 @@ export class ContainerActor {
     this.#actor = createActor(machine, {
       id: `container/${this.name}`,
       clock: deps.clock,
-      input: {
-        restorable: deps.engine.capabilities.checkpoint && record.spec.checkpoint.onReady,
-        adopted: adopted !== undefined,
-      },
+      input: { ...this.#terms, adopted: adopted !== undefined },
     });
     this.#actor.subscribe({
       next: (snapshot) => {
@@ -118,6 +120,11 @@ export class ContainerActor {
 
   get instance(): Instance | undefined {
     return this.#instance;
+  }
+
+  /** It has left this host for good, or is about to. */
+  get leaving(): boolean {
+    return this.left || this.#actor.getSnapshot().context.leaving;
   }
 
   /** It has left this host for good. */
@@ -168,6 +175,7 @@ export class ContainerActor {
   update(record: SpecRecord): void {
     const restart = record.hash !== this.#record.hash;
     this.#record = record;
+    this.send({ type: "SPECIFIED", ...this.#terms });
     this.#armIdle();
     if (restart) this.send({ type: "RESTART", reason: "its specification changed" });
     else this.#followLimits();
@@ -356,6 +364,12 @@ export class ContainerActor {
     return this.#record.spec.onIdle === "suspend" && this.#deps.engine.capabilities.checkpoint;
   }
 
+  get #terms(): ContainerTerms {
+    const { spec } = this.#record;
+    const restorable = this.#deps.engine.capabilities.checkpoint && spec.checkpoint.onReady;
+    return { restorable, exclusive: spec.takeover === "exclusive" };
+  }
+
   #suspend(signal: AbortSignal): Promise<void> {
     return this.#keepsMemory ? this.#takeImage("suspended", signal) : delay(this.#deps.clock, idleGraceMs, signal);
   }
@@ -392,9 +406,15 @@ export class ContainerActor {
     this.#trigger = undefined;
     this.activation = undefined;
     if (instance === undefined) return;
+    if (this.#deps.engine.alive(instance)) this.#unproven = undefined;
     const graceMs = this.#kept ? 0 : (this.#stopGraceMs ?? this.#record.spec.stopGraceMs);
     this.#kept = false;
-    await this.#deps.engine.stop(instance, graceMs);
+    try {
+      await this.#deps.engine.stop(instance, graceMs);
+    } catch (error) {
+      this.#deps.log.error({ container: this.name, reason: reasonOf(error) }, "could not be stopped");
+      throw error;
+    }
     this.#instance = undefined;
   }
 

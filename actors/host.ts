@@ -4,7 +4,8 @@
 //   O2  A container is served only under a claim that this host won and has not seen superseded.
 //   O3  A placement that changed hands (watch, or a request with a newer epoch) makes the container leave.
 //   O4  Containers found running after a crash of the agent are kept if their placement is still this host's, else stopped.
-//   O5  After a time in which this process did not run (stopped, starved), nothing is served before it has looked who owns what.
+//   O5  After a time in which this process did not run (stopped, starved), nothing is served before it has looked who owns it
+//       (wakefulness.ts).
 //       An exclusive container is served only while the lease is proven; others also while nobody has taken them.
 import { type Actor, createActor, fromPromise } from "xstate";
 import { hostMachine } from "../machines/host.js";
@@ -16,7 +17,7 @@ import { ContainerActor, type ContainerDeps } from "./container.js";
 import { follow } from "./follow.js";
 import { HakobuError, reasonOf } from "./hakobu-error.js";
 import { ImageRefresher } from "./image-refresher.js";
-import { deadline, delay } from "./ports/clock.js";
+import { deadline, delay, within } from "./ports/clock.js";
 import type { Engine, Instance } from "./ports/engine.js";
 import type { Claim, ClaimReply, HostClient } from "./ports/host-client.js";
 import type { Guard } from "./ports/guard.js";
@@ -29,6 +30,7 @@ import { moveLimitMs, PlannedMoves } from "./planned-moves.js";
 import { Releases } from "./releases.js";
 import { Standbys } from "./standbys.js";
 import { Vacancies } from "./vacancies.js";
+import { Wakefulness } from "./wakefulness.js";
 
 export interface HostDeps extends Omit<ContainerDeps, "engine" | "admission" | "standbys"> {
   /** Containers that may come up at the same time; more only make each other late. */
@@ -47,8 +49,6 @@ export interface HostDeps extends Omit<ContainerDeps, "engine" | "admission" | "
 
 /** How often processes are looked after. */
 const checkEveryMs = 500;
-/** A pause of the event loop from which on this host does not trust what it knows. */
-const sleepMs = 2000;
 /** For a container that has another owner: it has nothing to lose but what it is writing. */
 const discardGraceMs = 1000;
 const joinPauseMs = 250;
@@ -63,15 +63,13 @@ export class HostActor {
   readonly #refresher: ImageRefresher;
   #record: HostRecord;
   #membership: Membership | undefined;
+  /** Ends some time after it was aborted: what it found by then leaves with the host. */
+  #joining: Promise<void> = Promise.resolve();
   #checkTimer: unknown;
-  /** When the event loop was last seen to run. */
-  #tickMs: number;
-  /** It did not run for a while, and has not looked since who owns what. */
-  #slept = false;
-  #looking: Promise<void> | undefined;
   #stopNoticing: () => void;
   readonly #viewReady: Promise<void>;
   readonly #vacancies: Vacancies;
+  readonly #wakefulness: Wakefulness;
   readonly #releases: Releases;
   readonly #moves: PlannedMoves;
   readonly #standbys: Standbys;
@@ -93,11 +91,11 @@ export class HostActor {
         return own === container && !own.left;
       },
     });
-    this.#tickMs = deps.clock.now();
+    this.#wakefulness = new Wakefulness({ ...deps, hostId: record.id, containers: this.#containers });
     this.#actor = createActor(
       hostMachine.provide({
         actors: {
-          join: fromPromise(({ signal }) => this.#join(signal)),
+          join: fromPromise(({ signal }) => (this.#joining = this.#join(signal, this.#joining))),
           leave: fromPromise(() => this.#leave()),
         },
         actions: { fence: () => this.#fence() },
@@ -161,8 +159,7 @@ export class HostActor {
 
   /** O5: whether requests for a container may be answered now. The request path asks; it costs one look at the clock. */
   async mayServe(container: ContainerActor): Promise<boolean> {
-    this.#noteSleep();
-    if (this.#slept) await (this.#looking ??= this.#look().finally(() => (this.#looking = undefined)));
+    if (!(await this.#wakefulness.knows(container))) return false;
     return !container.left && (container.record.spec.takeover !== "exclusive" || this.proven);
   }
 
@@ -206,12 +203,17 @@ export class HostActor {
   }
 
   async undrain(): Promise<void> {
+    this.#moves.undrain();
     await this.#announce(false);
   }
 
-  /** Moves every container away where `drain` says so, stops what is left, revokes the lease. Idempotent. */
+  /** Moves every container away where `drain` says so and that is possible, stops what is left, revokes the lease. Idempotent. */
   async close(drain = false): Promise<void> {
-    if (drain && this.state === "running") await this.drain();
+    const { log } = this.#deps;
+    if (drain && this.state === "running")
+      await this.drain().catch((error: unknown) =>
+        log.warn({ host: this.#record.id, reason: reasonOf(error) }, "nothing is moved away: all is stopped here"),
+      );
     this.#actor.send({ type: "DRAIN" });
     await this.#reaches("stopped", new AbortController().signal);
     this.abandon();
@@ -279,42 +281,21 @@ export class HostActor {
     await this.#membership?.update(this.#record);
   }
 
-  async #look(): Promise<void> {
-    const { store, view, log } = this.#deps;
-    log.warn({ host: this.#record.id }, "this process did not run for a while: looks who owns its containers");
-    await Promise.all(
-      [...this.#containers.values()].map(async (container) => {
-        try {
-          const placement = await store.read(container.name);
-          if (placement !== undefined) view.learn(placement);
-          if (placement !== undefined && placement.host !== this.#record.id)
-            container.loseOwnership("it was taken while this host did not run");
-        } catch (error) {
-          log.warn({ container: container.name, reason: reasonOf(error) }, "cannot look who owns it");
-        }
-      }),
-    );
-    this.#slept = false;
-  }
-
-  #noteSleep(): void {
-    const now = this.#deps.clock.now();
-    if (now - this.#tickMs > sleepMs) this.#slept = true;
-    this.#tickMs = now;
-  }
-
-  async #acquire(record: SpecRecord, placement: Placement, adopted?: Instance): Promise<ContainerActor> {
+  /** @returns undefined where another host took it while its old copy here had not left yet */
+  async #acquire(record: SpecRecord, placement: Placement, adopted?: Instance): Promise<ContainerActor | undefined> {
     const { engines, registry, view, log } = this.#deps;
     view.learn(placement);
     const { name } = record.spec;
-    const before = this.#containers.get(name);
-    if (before !== undefined) {
-      if (!before.left && !before.state.startsWith("relocating") && before.state !== "stopping") {
-        before.renew(placement.epoch);
+    for (let before = this.#containers.get(name); before !== undefined; before = this.#containers.get(name)) {
+      if (!before.leaving) {
+        if (placement.epoch > before.epoch) before.renew(placement.epoch);
         return before;
       }
       await before.whenLeft();
     }
+    const standing = view.placement(name);
+    if (standing !== undefined && standing.epoch > placement.epoch && standing.host !== this.#record.id)
+      return undefined;
     const engine = engines.get(record.spec.engine) as Engine;
     const container = new ContainerActor(
       { ...this.#deps, engine, registry, admission: this.#admission, standbys: this.#standbys },
@@ -332,7 +313,14 @@ export class HostActor {
   #discovered(placement: Placement): void {
     const record = this.#deps.view.spec(placement.container);
     if (this.state !== "running" || record === undefined || this.#containers.has(placement.container)) return;
-    void this.#acquire(record, placement);
+    this.#claims
+      .inTurn(placement.container, async () => {
+        if (this.#deps.view.placement(placement.container)?.epoch === placement.epoch)
+          await this.#acquire(record, placement);
+      })
+      .catch((error: unknown) =>
+        this.#deps.log.error({ container: placement.container, reason: reasonOf(error) }, "owned, and not brought up"),
+      );
   }
 
   async #forget(container: ContainerActor): Promise<void> {
@@ -357,6 +345,8 @@ export class HostActor {
         const container = this.#containers.get(noticed.name);
         if (container === undefined) return;
         if (noticed.record === undefined) container.send({ type: "RELOCATE", reason: "its specification was deleted" });
+        else if (noticed.record.spec.engine !== container.record.spec.engine)
+          container.send({ type: "RELOCATE", reason: "its specification names another engine: claimed anew" });
         else if (!this.#refresher.prepares(container, noticed.record)) container.update(noticed.record);
         return;
       }
@@ -366,14 +356,17 @@ export class HostActor {
     }
   }
 
-  async #join(signal: AbortSignal): Promise<void> {
+  async #join(signal: AbortSignal, before: Promise<void>): Promise<void> {
     const { store, clock, log, engines } = this.#deps;
+    await before.catch(() => {});
     for (let pauseMs = joinPauseMs; ; pauseMs = Math.min(joinPauseLimitMs, pauseMs * 2)) {
       try {
-        await Promise.all([this.#viewReady, ...[...engines.values()].map((engine) => engine.prepare?.())]);
+        const ready = Promise.all([this.#viewReady, ...[...engines.values()].map((engine) => engine.prepare?.())]);
+        await within(signal, ready);
         this.#membership?.abandon();
         // Engines remove what no agent knows of: no standby may be in the making.
         await this.#standbys.clear("the host joins");
+        signal.throwIfAborted();
         const membership = await store.join(this.#record);
         this.#membership = membership;
         void membership.lost.then((reason) => {
@@ -386,14 +379,22 @@ export class HostActor {
             containers: this.#containers,
             acquire: (...args) => this.#acquire(...args),
             discard: (instance) => this.#discard(instance),
+            release: (name, epoch) => void this.#releases.giveUp(name, epoch),
           },
           membership,
+          this.#following.signal,
         );
+        signal.throwIfAborted();
+        if (!this.proven)
+          throw new HakobuError("LEASE_LOST", "the lease was lost before all was adopted", { retryable: true });
         log.info({ host: this.#record.id, address: `${this.#record.address}:${this.#record.port}` }, "host joined");
         return;
       } catch (error) {
-        if (error instanceof HakobuError && (error.code === "HOST_ID_TAKEN" || error.code === "CONFIG_INVALID"))
-          throw error;
+        if (this.#following.signal.aborted) this.#membership?.abandon();
+        signal.throwIfAborted();
+        // A host that was a member finds its own record until that lease has ended, or for as long as a twin has it.
+        const given = error instanceof HakobuError && ["HOST_ID_TAKEN", "CONFIG_INVALID"].includes(error.code);
+        if (given && this.state === "restoring") throw error;
         log.warn({ host: this.#record.id, reason: reasonOf(error) }, `cannot join: again in ${pauseMs} ms`);
         await delay(clock, pauseMs, signal);
       }
@@ -416,11 +417,16 @@ export class HostActor {
   }
 
   async #leave(): Promise<void> {
+    await this.#joining.catch(() => {});
     await this.#refresher.close("its host shuts down");
-    const containers = [...this.#containers.values()];
-    await this.#standbys.clear("the host shuts down");
     const limit = deadline(this.#deps.clock, moveLimitMs, "the host shuts down");
-    await Promise.all(containers.map((container) => container.moveOut("its host shuts down", limit)));
+    for (let under = this.#claims.allSettled; this.#containers.size > 0 || under; under = this.#claims.allSettled) {
+      const leaving = [...this.#containers.values()].map((container) =>
+        container.moveOut("its host shuts down", limit),
+      );
+      await Promise.all([...leaving, under]);
+    }
+    await this.#standbys.clear("the host shuts down");
     await this.#membership?.leave();
   }
 
@@ -434,7 +440,7 @@ export class HostActor {
 
   #armCheck(): unknown {
     return this.#deps.clock.setTimeout(() => {
-      this.#noteSleep();
+      this.#wakefulness.tick();
       for (const container of this.#containers.values()) container.check();
       this.#refresher.check();
       this.#tellGuard();

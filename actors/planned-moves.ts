@@ -1,13 +1,17 @@
 // Moves away from this host on purpose: one container by hand, all of them when the host drains. No request fails: with
 // `takeover: fast` the other host brings the container up while this one finishes what it is answering; else this one stops it first.
+//
+//   V1  Nothing is stopped for a move before a host to which it could go has answered.
+//   V2  A host that does not answer a claim in time may have made it: the next one is asked all the same, since only one can win.
 import { candidates } from "./candidates.js";
 import type { ClusterView } from "./cluster-view.js";
 import type { ContainerActor } from "./container.js";
 import { HakobuError, reasonOf } from "./hakobu-error.js";
-import { type Clock, deadline } from "./ports/clock.js";
+import { type Clock, deadline, within } from "./ports/clock.js";
 import type { HostClient } from "./ports/host-client.js";
 import type { Log } from "./ports/log.js";
 import type { HostRecord, Placement, SpecRecord } from "./ports/placement-store.js";
+import type { Prober } from "./ports/prober.js";
 import type { TraceContext, Tracer } from "./ports/tracer.js";
 import type { Releases } from "./releases.js";
 
@@ -19,6 +23,7 @@ export interface PlannedMovesDeps {
   /** This host asks the next one. */
   readonly hosts: HostClient;
   readonly tracer: Tracer;
+  readonly prober: Prober;
   readonly clock: Clock;
   readonly log: Log;
 }
@@ -27,11 +32,13 @@ export interface PlannedMovesDeps {
 export const moveLimitMs = 60_000;
 /** Containers that move away at once when the host drains. */
 const drainWidth = 4;
+/** For the answer to one claim. One that is slow to say so may have won. */
+const claimLimitMs = 5_000;
 
 export class PlannedMoves {
   readonly #deps: PlannedMovesDeps;
   readonly #underWay = new Set<string>();
-  #draining: Promise<void> | undefined;
+  #drain: { readonly stop: AbortController; readonly done: Promise<void> } | undefined;
 
   constructor(deps: PlannedMovesDeps) {
     this.#deps = deps;
@@ -44,7 +51,7 @@ export class PlannedMoves {
 
   /** Containers are on their way out. */
   get moving(): boolean {
-    return this.#draining !== undefined || this.#underWay.size > 0;
+    return this.#drain !== undefined || this.#underWay.size > 0;
   }
 
   /**
@@ -57,16 +64,16 @@ export class PlannedMoves {
     if (container === undefined)
       throw new HakobuError("NOT_OWNER", `${name} is not on host ${hostId}; see: hakobu get`);
     if (this.#underWay.has(name)) throw new HakobuError("UNAVAILABLE", `${name} is already being moved`);
-    const targets = this.#targets(container.record, to);
+    const named = this.#targets(container.record, to);
     const span = tracer.span("relocation", {
       attributes: { "hakobu.container": name, "hakobu.from": hostId, "hakobu.reason": reason },
     });
     const limit = deadline(clock, moveLimitMs, `the move of ${name} took longer than ${moveLimitMs} ms`);
     this.#underWay.add(name);
     try {
-      if (container.record.spec.takeover !== "fast" || container.movesWithMemory) {
-        await container.moveOut(reason, limit);
-      }
+      const targets = await this.#answering(container.record, named);
+      if (container.record.spec.takeover !== "fast" || container.movesWithMemory)
+        await within(limit, container.moveOut(reason, limit));
       const placement = await this.#handOver(container, targets, reason, span.context, limit);
       view.learn(placement);
       span.set({ "hakobu.to": placement.host, "hakobu.epoch": placement.epoch });
@@ -81,17 +88,34 @@ export class PlannedMoves {
     }
   }
 
-  /** Moves all away. Those that nobody takes stay. Bounded by each move's limit. */
+  /** Moves all away, also what comes meanwhile. Those that nobody takes stay. Bounded by each move's limit. */
   drain(): Promise<void> {
-    return (this.#draining ??= this.#drain().finally(() => (this.#draining = undefined)));
+    const before = this.#drain;
+    if (before?.stop.signal.aborted === false) return before.done;
+    const stop = new AbortController();
+    const done = (before?.done ?? Promise.resolve())
+      .then(() => this.#moveAll(stop.signal))
+      .finally(() => {
+        if (this.#drain?.stop === stop) this.#drain = undefined;
+      });
+    this.#drain = { stop, done };
+    return done;
   }
 
-  async #drain(): Promise<void> {
+  /** Begins no more moves of a drain; those under way end. */
+  undrain(): void {
+    this.#drain?.stop.abort();
+  }
+
+  async #moveAll(stop: AbortSignal): Promise<void> {
     const { containers, hostId, log } = this.#deps;
-    const names = [...containers.keys()];
+    const tried = new Set<string>();
+    const untried = (): string | undefined =>
+      stop.aborted ? undefined : [...containers.keys()].findLast((name) => !tried.has(name));
     const next = async (): Promise<void> => {
-      for (let name = names.pop(); name !== undefined; name = names.pop())
+      for (let name = untried(); name !== undefined; name = untried())
         try {
+          tried.add(name);
           await this.relocate(name, undefined, `host ${hostId} drains`);
           await containers.get(name)?.whenLeft();
         } catch (error) {
@@ -114,6 +138,18 @@ export class PlannedMoves {
     return [host];
   }
 
+  /** V1. @returns them from the first one that answers on. @throws HakobuError UNAVAILABLE where none does */
+  async #answering({ spec }: SpecRecord, targets: readonly HostRecord[]): Promise<readonly HostRecord[]> {
+    const { prober } = this.#deps;
+    const silent: string[] = [];
+    for (const [index, target] of targets.entries()) {
+      const { kind } = await prober.probe(target, spec.probe.timeoutMs, spec.probe.kind);
+      if (kind === "alive") return targets.slice(index);
+      silent.push(`${target.id}: ${kind}`);
+    }
+    throw new HakobuError("UNAVAILABLE", `no host answers to take ${spec.name}: ${silent.join("; ")}`);
+  }
+
   async #handOver(
     container: ContainerActor,
     targets: readonly HostRecord[],
@@ -121,21 +157,26 @@ export class PlannedMoves {
     trace: TraceContext,
     signal: AbortSignal,
   ): Promise<Placement> {
-    const { hosts, view, hostId } = this.#deps;
+    const { hosts, view, hostId, clock } = this.#deps;
     const { name, epoch } = container;
     const refusals: string[] = [];
+    const unsure = new Map<string, HostRecord>();
     for (const target of targets) {
       const claim = { container: name, expected: epoch, from: hostId, reason, handover: true };
-      const reply = await hosts.claim(target, claim, trace, signal);
-      if (reply.kind !== "won") {
+      const late = deadline(clock, claimLimitMs, `no answer to the claim within ${claimLimitMs} ms`);
+      const reply = await hosts.claim(target, claim, trace, AbortSignal.any([signal, late]));
+      if (reply.kind === "unreachable") unsure.set(target.id, target);
+      // V2: it was the one that did not answer.
+      const owner = reply.kind === "moved" ? unsure.get(reply.placement?.host ?? "") : target;
+      if ((reply.kind !== "won" && reply.kind !== "moved") || owner === undefined || reply.placement === undefined) {
         refusals.push(`${target.id}: ${"reason" in reply ? reply.reason : "another host was first"}`);
         continue;
       }
       view.learn(reply.placement);
-      const active = await hosts.activate(target, reply.placement, trace, signal);
+      const active = await hosts.activate(owner, reply.placement, trace, signal);
       if (active.kind === "active") return reply.placement;
       const why = "reason" in active ? active.reason : active.kind;
-      throw new HakobuError("UNAVAILABLE", `${target.id} owns ${name} now, but: ${why}`);
+      throw new HakobuError("UNAVAILABLE", `${owner.id} owns ${name} now, but: ${why}`);
     }
     throw new HakobuError("UNAVAILABLE", `nobody takes ${name}: ${refusals.join("; ")}`);
   }

@@ -6,6 +6,8 @@
 //       with the suspended image, where there is one, and goes on with the golden one.)
 //   C3  Every way out of a state in which processes may exist leads through `stopping`.
 //   C4  After OWNERSHIP_LOST nothing is started again: the machine ends in `left`.
+//   C5  Nothing is started, and no exclusive container has left, before a stop has succeeded: a failed one is tried again. One that
+//       is not exclusive is given up after some: nobody is to be kept from it because a copy cannot be killed.
 import { assign, fromPromise, setup } from "xstate";
 
 export type RestoreOutcome =
@@ -29,17 +31,24 @@ export type ContainerEvent =
   /** As OWNERSHIP_LOST, without the drain: an exclusive container whose lease is about to end. */
   | { readonly type: "FENCE"; readonly reason: string }
   /** Its specification changed: stop it; the next request starts what is now asked for. */
-  | { readonly type: "RESTART"; readonly reason: string };
+  | { readonly type: "RESTART"; readonly reason: string }
+  /** What its specification says now of what the machine goes by. */
+  | ({ readonly type: "SPECIFIED" } & ContainerTerms);
 
-export interface ContainerInput {
+/** May change while it lives. */
+export interface ContainerTerms {
   /** The engine can take and restore images, and the specification wants them. */
   readonly restorable: boolean;
+  /** There must never be two of it. */
+  readonly exclusive: boolean;
+}
+
+export interface ContainerInput extends ContainerTerms {
   /** Found running when the agent came up again. */
   readonly adopted: boolean;
 }
 
-export interface ContainerContext {
-  readonly restorable: boolean;
+export interface ContainerContext extends ContainerTerms {
   readonly adopted: boolean;
   /** It runs without an image, and one is to be taken. */
   readonly imageWanted: boolean;
@@ -51,9 +60,14 @@ export interface ContainerContext {
   readonly keepMemory: boolean;
   /** Consecutive failed starts; decides the back-off. */
   readonly failures: number;
+  /** Consecutive failed stops; decides the pause before the next. */
+  readonly failedStops: number;
   /** Why the last start was cold, or the last operation failed. */
   readonly reason: string | undefined;
 }
+
+/** Stops of a container that is not exclusive. */
+const stopLimit = 6;
 
 const reasonOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
 
@@ -78,13 +92,16 @@ export const containerMachine = setup({
   delays: {
     /** 250 ms doubled with each failure, at most 30 s. */
     backoff: ({ context }) => Math.min(30_000, 250 * 2 ** Math.max(0, context.failures - 1)),
+    /** 250 ms doubled with each failure, at most 10 s. */
+    stopAgain: ({ context }) => Math.min(10_000, 250 * 2 ** Math.max(0, context.failedStops - 1)),
   },
   guards: {
     restorable: ({ context }) => context.restorable,
     adopted: ({ context }) => context.adopted,
-    imageWanted: ({ context }) => context.imageWanted,
+    imageWanted: ({ context }) => context.imageWanted && context.restorable,
     wanted: ({ context }) => context.wanted,
     leaving: ({ context }) => context.leaving,
+    givenUp: ({ context }) => context.leaving && !context.exclusive && context.failedStops >= stopLimit,
     keepMemory: ({ context }) => context.keepMemory,
   },
   actions: {
@@ -93,20 +110,27 @@ export const containerMachine = setup({
     noteMemory: assign({ keepMemory: ({ event }) => event.type === "RELOCATE" && event.keepMemory === true }),
     noteReason: assign({ reason: ({ event }) => ("reason" in event ? event.reason : undefined) }),
     countFailure: assign({ failures: ({ context }) => context.failures + 1 }),
+    countFailedStop: assign({ failedStops: ({ context }) => context.failedStops + 1 }),
+    noteTerms: assign(({ context, event }) =>
+      event.type === "SPECIFIED" ? { restorable: event.restorable, exclusive: event.exclusive } : context,
+    ),
   },
 }).createMachine({
   id: "container",
   context: ({ input }) => ({
     restorable: input.restorable,
+    exclusive: input.exclusive,
     adopted: input.adopted,
     imageWanted: false,
     wanted: false,
     leaving: false,
     keepMemory: false,
     failures: 0,
+    failedStops: 0,
     reason: undefined,
   }),
   initial: "stopped",
+  on: { SPECIFIED: { actions: "noteTerms" } },
   states: {
     stopped: {
       always: { guard: "adopted", target: "running.serving" },
@@ -171,13 +195,13 @@ export const containerMachine = setup({
     },
     running: {
       initial: "serving",
-      exit: assign({ adopted: false }),
+      exit: assign({ adopted: false, imageWanted: false }),
       on: {
         GONE: { target: "stopping", actions: assign({ reason: "its process ended" }) },
         RELOCATE: { target: "relocating", actions: ["noteReason", "noteMemory"] },
         OWNERSHIP_LOST: { target: "relocating", actions: ["noteReason", "noteMemory"] },
         FENCE: { target: "stopping", actions: ["leave", "noteReason"] },
-        RESTART: { target: "stopping", actions: "noteReason" },
+        RESTART: { target: ".finishing", actions: "noteReason" },
       },
       states: {
         serving: {
@@ -204,6 +228,11 @@ export const containerMachine = setup({
             onError: { target: "serving", actions: assign({ reason: ({ event }) => reasonOf(event.error) }) },
           },
           on: { REQUEST: "serving" },
+        },
+        /** What is being answered is finished as it was begun; what comes now waits for what is asked for now. */
+        finishing: {
+          invoke: { id: "finish", src: "drain", onDone: "#container.stopping", onError: "#container.stopping" },
+          on: { REQUEST: { actions: "want" }, RESTART: { actions: "noteReason" } },
         },
       },
     },
@@ -240,12 +269,23 @@ export const containerMachine = setup({
       invoke: {
         id: "stop",
         src: "stop",
-        onDone: "settling",
+        onDone: { target: "settling", actions: assign({ failedStops: 0 }) },
         onError: {
-          target: "settling",
-          actions: ["countFailure", assign({ reason: ({ event }) => reasonOf(event.error) })],
+          target: "stuck",
+          actions: ["countFailedStop", assign({ reason: ({ event }) => reasonOf(event.error) })],
         },
       },
+      on: {
+        REQUEST: { guard: ({ context }) => !context.leaving, actions: "want" },
+        RELOCATE: { actions: "leave" },
+        OWNERSHIP_LOST: { actions: "leave" },
+        FENCE: { actions: "leave" },
+      },
+    },
+    /** It could not be stopped: tried again (C5). */
+    stuck: {
+      always: { guard: "givenUp", target: "left" },
+      after: { stopAgain: "stopping" },
       on: {
         REQUEST: { guard: ({ context }) => !context.leaving, actions: "want" },
         RELOCATE: { actions: "leave" },

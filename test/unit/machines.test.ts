@@ -45,6 +45,7 @@ function assertReached(
 
 describe("the statechart of a container", () => {
   const reason = "planted";
+  const fresh = { restorable: true, exclusive: false, adopted: false };
   const events = [
     { type: "REQUEST" },
     { type: "IDLE" },
@@ -67,8 +68,11 @@ describe("the statechart of a container", () => {
     failed("drain"),
     done("lastImage"),
     failed("lastImage"),
+    done("finish"),
     done("stop"),
+    failed("stop"),
     { type: "xstate.after.backoff.container.failed" },
+    { type: "xstate.after.stopAgain.container.stuck" },
   ];
   const key = ({ wanted, leaving, imageWanted, keepMemory }: Record<string, unknown>) => [
     wanted,
@@ -76,19 +80,17 @@ describe("the statechart of a container", () => {
     imageWanted,
     keepMemory,
   ];
+  let all: Path[] = [];
+  before(() => {
+    all = paths(containerMachine, fresh, events, key);
+  });
 
   it("reaches every state by some path", () => {
-    const found = paths(containerMachine, { restorable: true, adopted: false }, events, key);
-    assertReached(containerMachine, found, ["settling"]);
+    assertReached(containerMachine, all, ["settling"]);
   });
 
   it("never starts anything again after ownership was lost (C4)", () => {
-    for (const { states, events: taken } of paths(
-      containerMachine,
-      { restorable: true, adopted: false },
-      events,
-      key,
-    )) {
+    for (const { states, events: taken } of all) {
       const lost = taken.findIndex((type) => type === "OWNERSHIP_LOST" || type === "FENCE" || type === "RELOCATE");
       if (lost < 0) continue;
       const after = states.slice(lost);
@@ -98,15 +100,24 @@ describe("the statechart of a container", () => {
 
   it("leaves a state in which processes may exist only through stopping (C3)", () => {
     const alive = (state: string) => /^(restoring|starting|running|relocating)/.test(state);
-    for (const { states } of paths(containerMachine, { restorable: true, adopted: false }, events, key))
+    for (const { states } of all)
       states.forEach((state, index) => {
         const before = states[index - 1];
         if (before !== undefined && alive(before) && !alive(state)) assert.equal(state, "stopping");
       });
   });
 
+  it("starts nothing after a stop that failed, before one has succeeded (C5)", () => {
+    for (const { states, events: taken } of all)
+      states.forEach((state, index) => {
+        if (states[index - 1] === "stuck") assert.ok(state === "stuck" || state === "stopping", taken.join(" "));
+        if (states[index - 1] === "stopping" && state !== "stopping" && state !== "stuck")
+          assert.equal(taken[index], "xstate.done.actor.stop");
+      });
+  });
+
   /** An actor whose operations end when the test says so. */
-  function live(input = { restorable: true, adopted: false }) {
+  function live(input = fresh) {
     const clock = new SimulatedClock();
     const under: Record<
       string,
@@ -286,7 +297,7 @@ describe("the statechart of a container", () => {
   });
 
   it("waits longer after each failed start, and tries again on the request after the wait", async () => {
-    const { actor, clock, state, end, fail } = live({ restorable: false, adopted: false });
+    const { actor, clock, state, end, fail } = live({ ...fresh, restorable: false });
     for (const backoffMs of [250, 500]) {
       actor.send({ type: "REQUEST" });
       assert.equal(state(), "starting");
@@ -301,8 +312,66 @@ describe("the statechart of a container", () => {
     }
   });
 
+  it("finishes what is being answered before it stops for a changed specification, and wakes for what came meanwhile", async () => {
+    const { actor, state, end } = live();
+    actor.send({ type: "REQUEST" });
+    await end("restore", restored);
+    actor.send({ type: "RESTART", reason: "changed" });
+    assert.equal(state(), "running.finishing");
+    actor.send({ type: "REQUEST" });
+    actor.send({ type: "RESTART", reason: "changed again" });
+    assert.equal(state(), "running.finishing");
+    await end("drain");
+    assert.equal(state(), "stopping");
+    await end("stop");
+    assert.equal(state(), "restoring");
+  });
+
+  it("tries a stop that failed again, ever less often, and has left only when it succeeded, where it is exclusive (C5)", async () => {
+    const { actor, clock, state, end, fail } = live({ ...fresh, exclusive: true });
+    actor.send({ type: "REQUEST" });
+    await end("restore", restored);
+    actor.send({ type: "FENCE", reason: "lease" });
+    for (const pauseMs of [250, 500, 1000, 2000, 4000, 8000, 10_000, 10_000]) {
+      await fail("stop");
+      assert.equal(state(), "stuck");
+      clock.increment(pauseMs - 1);
+      assert.equal(state(), "stuck");
+      clock.increment(1);
+      assert.equal(state(), "stopping");
+    }
+    await end("stop");
+    assert.equal(state(), "left");
+  });
+
+  it("gives up a copy that cannot be stopped after some attempts, where it is not exclusive and leaves (C5)", async () => {
+    const { actor, clock, state, end, fail } = live();
+    actor.send({ type: "REQUEST" });
+    await end("restore", restored);
+    actor.send({ type: "GONE" });
+    for (let attempt = 1; attempt <= 10; attempt++) {
+      await fail("stop");
+      assert.equal(state(), "stuck");
+      clock.increment(10_000);
+    }
+    await fail("stop");
+    actor.send({ type: "OWNERSHIP_LOST", reason: "taken" });
+    assert.equal(state(), "left");
+  });
+
+  it("goes by what its specification says now", async () => {
+    const { actor, state, end } = live({ ...fresh, restorable: false });
+    actor.send({ type: "SPECIFIED", restorable: true, exclusive: false });
+    actor.send({ type: "REQUEST" });
+    assert.equal(state(), "restoring");
+    await end("restore", noImage);
+    actor.send({ type: "SPECIFIED", restorable: false, exclusive: false });
+    await end("start");
+    assert.equal(state(), "running.serving", "no image is wanted any more");
+  });
+
   it("begins in running when it was adopted", () => {
-    assert.equal(live({ restorable: true, adopted: true }).state(), "running.serving");
+    assert.equal(live({ ...fresh, adopted: true }).state(), "running.serving");
   });
 });
 
