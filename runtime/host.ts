@@ -20,6 +20,7 @@ import { Dispatcher } from "./dispatcher/dispatcher.js";
 import { header } from "./dispatcher/protocol.js";
 import { httpHooks } from "./dispatcher/hooks.js";
 import { httpReadiness } from "./dispatcher/readiness.js";
+import { withFaultPoints } from "./fault-points.js";
 import { Pools, SOCKET_HIGH_WATER_MARK } from "./forwarding/pools.js";
 import { upgradeResponse } from "./forwarding/upgrade.js";
 import { ProcessGuard } from "./guard.js";
@@ -89,7 +90,7 @@ export async function createHost(options: HostOptions, signal?: AbortSignal): Pr
       startsAtOnce: options.startsAtOnce ?? Math.max(2, availableParallelism()),
       prober,
       guard,
-      hosts: new HttpHostClient((host) => pools.get(host)),
+      hosts: withFaultPoints(new HttpHostClient((host) => pools.get(host)), "hosts"),
       content: new WatchedContent(log),
       readiness: httpReadiness,
       hooks: httpHooks(id),

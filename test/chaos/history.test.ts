@@ -2,15 +2,9 @@
 import assert from "node:assert/strict";
 import type { JournalLine } from "../lab/cluster.js";
 import { describe as describeFault, plan } from "./faults.js";
-import {
-  check,
-  type Exchange,
-  explain,
-  type History,
-  intersection,
-  type Takeover,
-  type ViolationKind,
-} from "./history.js";
+import { explain } from "./explanation.js";
+import { check, type Exchange, type History, type Takeover, type ViolationKind } from "./history.js";
+import { intersection, type Span } from "./spans.js";
 
 const line = (event: JournalLine["event"], at: number, host: string, epoch: number, id = ""): JournalLine => ({
   event,
@@ -72,10 +66,12 @@ function clean(takeover: Takeover, more: Partial<History> = {}): History {
     proxiesKilled: new Map(),
     proxiesStopped: new Map(),
     agentsAway: new Map(),
+    planned: new Map(),
     final: [{ container: "app", runsOn: ["b"], owner: "b" }],
+    strays: [],
     leftovers: [],
     clockDriftMs: 0,
-    bounds: { overlapMs: 3000, deadlineMs: 10_000 },
+    bounds: { overlapMs: 3000, letGoMs: 2000, deadlineMs: 10_000 },
     ...more,
   };
 }
@@ -159,6 +155,45 @@ describe("the history checker", () => {
     assert.deepEqual(kindsIn(until(9100)), ["long overlap"]);
   });
 
+  for (const takeover of ["fast", "confirmed"] as const) {
+    const span = (fromMs: number, toMs: number) => [{ fromMs, toMs, what: "planted" }];
+    const alive = (until: number, more: Partial<History>) =>
+      kindsIn({
+        ...withLines(clean(takeover), line("beat", until, "a", 5), line("beat", 60_000, "b", 9)),
+        hostsOut: new Map(),
+        ...more,
+      });
+
+    it(`finds a copy of a ${takeover} container that its host keeps longer than it has for letting go`, () => {
+      assert.deepEqual(alive(7900, {}), [], "the newer one appeared at 5900");
+      assert.deepEqual(alive(7910, {}), ["lingering copy"]);
+      assert.deepEqual(alive(7910, { agentsAway: new Map([["b", span(5000, 20_000)]]) }), ["lingering copy"]);
+    });
+
+    it(`gives the host of a lost ${takeover} copy that time from when it is back`, () => {
+      const cut = { hostsOut: new Map([["a", span(1000, 9000)]]) };
+      assert.deepEqual(alive(11_000, cut), []);
+      assert.deepEqual(alive(11_010, cut), ["lingering copy"]);
+      assert.deepEqual(alive(11_000, { etcdOut: span(5000, 9000) }), [], "nobody tells it while etcd has no leader");
+      const again = new Map([["a", [...span(1000, 9000), ...span(10_500, 15_000)]]]);
+      assert.deepEqual(alive(16_000, { ...cut, agentsAway: again }), [], "its agent was killed while it let go");
+      assert.deepEqual(alive(17_010, { ...cut, agentsAway: again }), ["lingering copy"]);
+      assert.deepEqual(alive(16_000, { hostsOut: again }), ["lingering copy"], "a cut does not keep it from stopping");
+    });
+  }
+
+  it("finds a copy that comes up late, under an epoch that is lost already, and stays", () => {
+    const late = (until: number) =>
+      withLines(
+        clean("fast", { hostsOut: new Map() }),
+        { ...line("start", 6500, "a", 7), instance: "pid:[70]" },
+        { ...line("beat", until, "a", 7), instance: "pid:[70]" },
+        line("beat", 20_000, "b", 9),
+      );
+    assert.deepEqual(kindsIn(late(8500)), []);
+    assert.deepEqual(kindsIn(late(8510)), ["lingering copy"]);
+  });
+
   it("finds an answer from an older epoch after one from a newer, through one proxy", () => {
     const old = (proxy: number) => exchange("four", 6100, 5, "a", { proxy, method: "GET" });
     const ran = withLines(clean("fast"), line("request", 6110, "a", 5, "four"));
@@ -202,11 +237,42 @@ describe("the history checker", () => {
     const span = (fromMs: number, toMs: number) => [{ fromMs, toMs, what: "planted" }];
     const bothOut = new Map([...history.hostsOut, ["b", span(1900, 2100)] as const]);
     assert.deepEqual(kindsIn({ ...history, hostsOut: bothOut }), []);
-    assert.deepEqual(kindsIn({ ...history, etcdOut: span(1900, 2010) }), []);
     assert.deepEqual(kindsIn({ ...history, proxiesKilled: new Map([[0, span(2010, 2500)]]) }), []);
     assert.deepEqual(kindsIn({ ...history, proxiesKilled: new Map([[1, span(2010, 2500)]]) }), ["failed GET"]);
-    assert.deepEqual(kindsIn({ ...history, etcdOut: span(2100, 2500) }), ["failed GET"]);
     assert.deepEqual(kindsIn(withExchanges(clean("fast"), { ...failed, method: "POST" })), [], "a POST may fail");
+  });
+
+  it("finds a GET that failed while etcd had no leader and its container was on a host that worked", () => {
+    const span = (fromMs: number, toMs: number) => [{ fromMs, toMs, what: "planted" }];
+    const history = withExchanges(clean("fast", { hostsOut: new Map() }), {
+      client: 0,
+      proxy: 0,
+      container: "app",
+      method: "GET",
+      id: "lost",
+      sentMs: 2000,
+      doneMs: 2020,
+      status: 503,
+      text: "no leader",
+    });
+    const etcdOut = span(1900, 2010);
+    assert.deepEqual(kindsIn({ ...history, etcdOut }), ["failed GET"], "host a answered at 915, and went on working");
+    const whole: [string, Span[]][] = ["a", "b"].map((host) => [host, []]);
+    const out = (host: string, fromMs: number, toMs: number) => ({
+      hostsOut: new Map([...whole, [host, span(fromMs, toMs)]]),
+    });
+    assert.deepEqual(kindsIn({ ...history, etcdOut, ...out("b", 1000, 9000) }), ["failed GET"], "another host's fault");
+    assert.deepEqual(
+      kindsIn({ ...history, etcdOut, ...out("a", 100, 800) }),
+      ["failed GET"],
+      "over before it answered",
+    );
+    assert.deepEqual(kindsIn({ ...history, etcdOut, ...out("a", 1000, 1500) }), [], "it may have lost the container");
+    assert.deepEqual(kindsIn({ ...history, ...out("a", 1000, 1500), etcdOut: span(2100, 2500) }), ["failed GET"]);
+    assert.deepEqual(kindsIn({ ...history, etcdOut, planned: new Map([["app", span(1000, 1900)]]) }), []);
+    assert.deepEqual(kindsIn({ ...history, etcdOut, planned: new Map([["other", span(1000, 1900)]]) }), ["failed GET"]);
+    const exchanges = history.exchanges.filter(({ id }) => id === "lost");
+    assert.deepEqual(kindsIn({ ...history, exchanges, etcdOut }), [], "nobody knows who owned it");
   });
 
   it("finds a request that took longer than its deadline, less the time that its proxy itself stood still", () => {
@@ -222,6 +288,7 @@ describe("the history checker", () => {
     assert.deepEqual(kindsIn(clean("fast", { final })), ["not settled"]);
     const elsewhere = [{ container: "app", runsOn: ["a"], owner: "b" }];
     assert.deepEqual(kindsIn(clean("fast", { final: elsewhere })), ["not settled"]);
+    assert.deepEqual(kindsIn(clean("fast", { strays: ["host a, namespace: x"] })), ["leaked"]);
     assert.deepEqual(kindsIn(clean("fast", { leftovers: ["cgroups: hakobu/x"] })), ["left behind"]);
     assert.deepEqual(kindsIn(clean("fast", { clockDriftMs: 900 })), ["clock was set"]);
   });

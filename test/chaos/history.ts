@@ -3,16 +3,22 @@
 //   V1  An exclusive container never has two owners: no copy takes a request after a newer one has, or is at work on one beside
 //       it, or is alive beside it. Excused, and measured: a copy whose agent stood still or was killed finishes what was sent to it
 //       before and stays alive until that agent looks after it again. Only what it writes to can keep it off then, by its epoch.
-//   V2  A fast or confirmed one has two for at most `bounds.overlapMs`.
+//   V2  A fast or confirmed one has two that answer for at most `bounds.overlapMs`, and the one that lost it is gone
+//       `bounds.letGoMs` after its host could know that (excuses.ts, X1).
 //   V3  One after the other through one proxy, answers never come from an older epoch than before.
 //   V4  A POST is executed at most once, and a POST that was answered with 200 was executed.
-//   V5  A GET fails only when in its time no host with room was reachable, etcd had no leader, or its proxy was killed.
+//   V5  A GET fails only when in its time no host with room was reachable, its proxy was killed, or etcd had no leader and it may
+//       have needed a claim (excuses.ts, X2): what is on a host that works needs none.
 //   V6  No request takes longer than its deadline. Only a proxy that stood still itself may add that time.
-//   V7  Afterwards each container runs on its owner and nowhere else, and nothing is left on the machine.
+//   V7  Afterwards each container runs on its owner and nowhere else; the hosts have nothing beside what they say they run, before
+//       anything is closed; and then nothing is left on the machine.
 //
 // All times are CLOCK_REALTIME of the one machine, in ms. A clock that was set during a run would make it worthless:
 // `clockDriftMs` tells (against CLOCK_MONOTONIC, in one process).
 import type { JournalLine } from "../lab/cluster.js";
+import { copiesIn, type Copy, copyOverlaps, type Execution, servingOverlaps } from "./copies.js";
+import { letsGoMs, mayNeedClaim } from "./excuses.js";
+import { intersection, meets, type Span } from "./spans.js";
 
 export type Takeover = "fast" | "confirmed" | "exclusive";
 
@@ -34,40 +40,45 @@ export interface Exchange {
   readonly answeredId?: string;
 }
 
-export interface Span {
-  readonly fromMs: number;
-  readonly toMs: number;
-  readonly what: string;
-}
-
 export interface History {
   readonly policies: ReadonlyMap<string, Takeover>;
   /** What each container's copies wrote. */
   readonly lines: ReadonlyMap<string, readonly JournalLine[]>;
   readonly exchanges: readonly Exchange[];
-  /** Times in which a host was not, or not certainly, reachable with room. */
+  /** By host id as in the journals: times in which it was not, or not certainly, reachable with room. */
   readonly hostsOut: ReadonlyMap<string, readonly Span[]>;
   readonly etcdOut: readonly Span[];
   readonly proxiesKilled: ReadonlyMap<number, readonly Span[]>;
   readonly proxiesStopped: ReadonlyMap<number, readonly Span[]>;
-  /** By host id as in the journals: its agent could not watch over containers. */
+  /** By host id: its agent could not watch over containers. */
   readonly agentsAway: ReadonlyMap<string, readonly Span[]>;
+  /** By container: it was being moved on purpose, or somebody tried to. */
+  readonly planned: ReadonlyMap<string, readonly Span[]>;
   /** After everything was healed and had settled: where copies run, and the owner. */
   readonly final: readonly {
     readonly container: string;
     readonly runsOn: readonly string[];
     readonly owner?: string;
   }[];
-  /** What the machine had that it did not have before. */
+  /** What the hosts had beside what they said they ran, when all was healed and nothing closed (test/lab/strays.ts). */
+  readonly strays: readonly string[];
+  /** What the machine had that it did not have before, when all was closed. */
   readonly leftovers: readonly string[];
   readonly clockDriftMs: number;
-  readonly bounds: { readonly overlapMs: number; readonly deadlineMs: number };
+  readonly bounds: {
+    /** V2: of answers. */
+    readonly overlapMs: number;
+    /** The longest drain, the stop, and the note of it. */
+    readonly letGoMs: number;
+    readonly deadlineMs: number;
+  };
 }
 
 export type ViolationKind =
   | "two owners"
   | "two copies"
   | "long overlap"
+  | "lingering copy"
   | "epoch went back"
   | "executed twice"
   | "answered without execution"
@@ -75,6 +86,7 @@ export type ViolationKind =
   | "failed GET"
   | "late"
   | "not settled"
+  | "leaked"
   | "left behind"
   | "clock was set";
 
@@ -105,23 +117,6 @@ export interface Summary {
 const slackMs = 2000;
 const clockToleranceMs = 250;
 
-/** One copy of a container: one process. */
-interface Copy {
-  readonly key: string;
-  readonly host: string;
-  readonly epoch: number;
-  readonly firstMs: number;
-  lastMs: number;
-}
-
-interface Execution {
-  readonly id: string;
-  readonly method: string;
-  readonly copy: Copy;
-  readonly beginMs: number;
-  endMs: number;
-}
-
 export function check(history: History): Verdict {
   const violations: Violation[] = [];
   const found = (violation: Violation): void => void violations.push(violation);
@@ -131,11 +126,10 @@ export function check(history: History): Verdict {
   const sentAt = new Map(history.exchanges.map((exchange) => [exchange.id, exchange.sentMs]));
   let executions = 0;
   for (const [container, takeover] of history.policies) {
-    const { copies, runs } = read(history.lines.get(container) ?? []);
+    const { copies, runs } = copiesIn(history.lines.get(container) ?? []);
     executions += runs.length;
     for (const run of runs) executed.set(run.id, [...(executed.get(run.id) ?? []), run]);
-    const unguarded = (copy: Copy, atMs: number): boolean =>
-      (history.agentsAway.get(copy.host) ?? []).some((span) => span.fromMs <= atMs && span.toMs >= atMs);
+    const unguarded = (copy: Copy, atMs: number): boolean => meets(history.agentsAway.get(copy.host), atMs, atMs);
     for (const { older, newer, atMs, ms, begunMs } of servingOverlaps(runs, sentAt, takeover === "exclusive")) {
       overlapMs[takeover] = Math.max(overlapMs[takeover], ms);
       const text = `${older.key} answered until ${ms} ms after ${newer.key} had begun to`;
@@ -145,9 +139,17 @@ export function check(history: History): Verdict {
     }
     for (const { older, newer, ms } of copyOverlaps(copies)) {
       twoCopiesMs[takeover] = Math.max(twoCopiesMs[takeover], ms);
-      if (takeover !== "exclusive" || unguarded(older, newer.firstMs)) continue;
-      const text = `${older.key} was alive until ${ms} ms after ${newer.key} had appeared`;
-      found({ kind: "two copies", container, atMs: newer.firstMs, text });
+      const atMs = newer.firstMs;
+      if (takeover !== "exclusive") {
+        // Who comes up late may be the one that has lost it already.
+        const loser = newer.epoch < older.epoch ? newer : older;
+        const lateMs = atMs + ms - letsGoMs(history, loser.host, atMs) - history.bounds.letGoMs;
+        const text = `${loser.key} was alive ${ms} ms beside another copy, ${lateMs} ms longer than its host had for letting go`;
+        if (lateMs > 0) found({ kind: "lingering copy", container, atMs, text });
+      } else if (!unguarded(older, atMs)) {
+        const text = `${older.key} was alive until ${ms} ms after ${newer.key} had appeared`;
+        found({ kind: "two copies", container, atMs, text });
+      }
     }
   }
   checkEpochs(history.exchanges, found);
@@ -156,6 +158,7 @@ export function check(history: History): Verdict {
   for (const { container, runsOn, owner } of history.final)
     if (runsOn.length > 1 || (owner !== undefined && runsOn.some((host) => host !== owner)))
       found({ kind: "not settled", container, text: `owned by ${owner ?? "nobody"}, runs on ${runsOn.join(", ")}` });
+  for (const text of history.strays) found({ kind: "leaked", text });
   for (const text of history.leftovers) found({ kind: "left behind", text });
   if (Math.abs(history.clockDriftMs) > clockToleranceMs)
     found({ kind: "clock was set", text: `by ${history.clockDriftMs} ms: the run proves nothing` });
@@ -184,64 +187,6 @@ function reasonOf({ method, status, text = "" }: Exchange): string {
     .replace(/\d+(\.\d+)*/g, "N")
     .replace(/\b[\w-]*(app|chaos)[\w-]*\b/g, "X");
   return `${method} ${status} ${first.slice(0, 160)}`;
-}
-
-function read(lines: readonly JournalLine[]): { copies: Copy[]; runs: Execution[] } {
-  const copies = new Map<string, Copy>();
-  const open = new Map<string, Execution>();
-  const runs: Execution[] = [];
-  for (const line of [...lines].sort((a, b) => a.at - b.at)) {
-    const key = `${line.host} epoch ${line.epoch} ${line.instance}`;
-    let copy = copies.get(key);
-    if (copy === undefined) {
-      copy = { key, host: line.host, epoch: line.epoch, firstMs: line.at, lastMs: line.at };
-      copies.set(key, copy);
-    }
-    copy.lastMs = line.at;
-    if (line.event === "request" && line.id !== "") {
-      const run = { id: line.id, method: line.method, copy, beginMs: line.at, endMs: line.at };
-      open.set(`${key} ${line.id}`, run);
-      runs.push(run);
-    }
-    const ended = line.event === "end" ? open.get(`${key} ${line.id}`) : undefined;
-    if (ended !== undefined) ended.endMs = line.at;
-  }
-  return { copies: [...copies.values()].sort((a, b) => a.firstMs - b.firstMs), runs };
-}
-
-/** Pairs of copies of which the older one, by epoch, or by who began first, answered after the newer one had begun to. */
-function servingOverlaps(
-  runs: readonly Execution[],
-  sentAt: ReadonlyMap<string, number>,
-  strict: boolean,
-): { older: Copy; newer: Copy; atMs: number; ms: number /** When its newest request was sent. */; begunMs: number }[] {
-  const served = new Map<Copy, { fromMs: number; begunMs: number; toMs: number }>();
-  for (const { id, copy, beginMs, endMs } of runs) {
-    const span = served.get(copy);
-    const begunMs = sentAt.get(id) ?? beginMs;
-    if (span === undefined) served.set(copy, { fromMs: beginMs, begunMs, toMs: endMs });
-    else {
-      span.begunMs = Math.max(span.begunMs, begunMs);
-      span.toMs = Math.max(span.toMs, endMs);
-    }
-  }
-  const byAge = [...served].sort(([a, x], [b, y]) => a.epoch - b.epoch || x.fromMs - y.fromMs);
-  return byAge.flatMap(([newer, after], index) =>
-    byAge.slice(0, index).flatMap(([older, before]) => {
-      // Of an exclusive one every later answer counts, of others what it gave beside a newer copy that was alive.
-      const ms = (strict ? before.toMs : Math.min(before.toMs, newer.lastMs)) - after.fromMs;
-      return ms > 0 ? [{ older, newer, atMs: after.fromMs, ms, begunMs: before.begunMs }] : [];
-    }),
-  );
-}
-
-function copyOverlaps(copies: readonly Copy[]): { older: Copy; newer: Copy; ms: number }[] {
-  return copies.flatMap((newer, index) =>
-    copies.slice(0, index).flatMap((older) => {
-      const ms = Math.min(older.lastMs, newer.lastMs) - newer.firstMs;
-      return ms > 0 ? [{ older, newer, ms }] : [];
-    }),
-  );
 }
 
 /** V3. */
@@ -299,10 +244,11 @@ function checkAnswers(history: History, found: (violation: Violation) => void): 
   const noHost = intersection([...history.hostsOut.values()]);
   for (const exchange of history.exchanges) {
     const { id, method, container, proxy, status, sentMs, doneMs, text = "" } = exchange;
-    const meets = (spans: readonly Span[] = []): boolean =>
-      spans.some((it) => it.fromMs <= doneMs && it.toMs >= sentMs);
-    const excused = meets(noHost) || meets(history.etcdOut) || meets(history.proxiesKilled.get(proxy));
-    if (method === "GET" && status !== 200 && !excused) {
+    const excused = (): boolean =>
+      meets(noHost, sentMs, doneMs) ||
+      meets(history.proxiesKilled.get(proxy), sentMs, doneMs) ||
+      (meets(history.etcdOut, sentMs, doneMs) && mayNeedClaim(history, exchange));
+    if (method === "GET" && status !== 200 && !excused()) {
       const what = `${id} through proxy ${proxy}: ${status} after ${doneMs - sentMs} ms: ${text.trim()}`;
       found({ kind: "failed GET", container, atMs: sentMs, text: what });
     }
@@ -319,47 +265,4 @@ function checkAnswers(history: History, found: (violation: Violation) => void): 
         text: `${method} ${id} through proxy ${proxy} took ${tookMs} ms`,
       });
   }
-}
-
-/** Times that are in a span of each list; none where a list is empty. */
-export function intersection(lists: readonly (readonly Span[])[]): Span[] {
-  const [first, ...rest] = lists;
-  if (first === undefined) return [];
-  return rest.reduce<readonly Span[]>(
-    (common, list) =>
-      common.flatMap((a) =>
-        list.flatMap((b) => {
-          const [fromMs, toMs] = [Math.max(a.fromMs, b.fromMs), Math.min(a.toMs, b.toMs)];
-          return fromMs < toMs ? [{ fromMs, toMs, what: `${a.what}; ${b.what}` }] : [];
-        }),
-      ),
-    first,
-  ) as Span[];
-}
-
-/** A violation with what happened around it, for people. */
-export function explain(violation: Violation, history: History, aroundMs = 3000): string {
-  const { kind, container, atMs, text } = violation;
-  const head = `${kind}${container === undefined ? "" : ` of ${container}`}: ${text}`;
-  if (atMs === undefined) return head;
-  const time = (ms: number): string => `${ms - atMs >= 0 ? "+" : ""}${ms - atMs}`.padStart(7);
-  const near: { at: number; line: string }[] = [];
-  const note = (at: number, line: string): void => {
-    if (Math.abs(at - atMs) <= aroundMs) near.push({ at, line: `${time(at)} ${line}` });
-  };
-  const spans = [...history.hostsOut.values(), ...history.proxiesKilled.values(), ...history.proxiesStopped.values()];
-  for (const { fromMs, toMs, what } of [...spans.flat(), ...history.etcdOut]) {
-    note(fromMs, `begins: ${what} (until ${time(toMs).trim()})`);
-    note(toMs, `is over: ${what}`);
-  }
-  for (const it of history.exchanges) {
-    if (it.container !== container) continue;
-    note(it.sentMs, `client ${it.client} sends ${it.method} ${it.id} to proxy ${it.proxy}`);
-    note(it.doneMs, `${it.id}: ${it.status} ${it.epoch === undefined ? "" : `${it.host} epoch ${it.epoch}`}`);
-  }
-  for (const line of (container === undefined ? undefined : history.lines.get(container)) ?? [])
-    if (line.event !== "beat")
-      note(line.at, `${line.host} epoch ${line.epoch} ${line.instance}: ${line.event} ${line.id ?? ""}`);
-  near.sort((a, b) => a.at - b.at);
-  return [head, ...near.map(({ line }) => `  ${line}`)].join("\n");
 }

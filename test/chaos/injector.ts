@@ -8,15 +8,18 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { reasonOf } from "../../actors/hakobu-error.js";
 import type { NamespacesCluster } from "../../runtime/local/namespaces.js";
 import { describe, type Fault } from "./faults.js";
-import type { Span } from "./history.js";
+import type { Span } from "./spans.js";
 
 const waitLimitMs = 15_000;
 const recoverLimitMs = 30_000;
 const pollMs = 50;
 
 export class Injector {
+  /** By host id, as in the journals; `agentsAway` too. */
   readonly hostsOut = new Map<string, Span[]>();
   readonly agentsAway = new Map<string, Span[]>();
+  /** Planned moves, by container. */
+  readonly planned = new Map<string, Span[]>();
   readonly proxiesKilled = new Map<number, Span[]>();
   readonly proxiesStopped = new Map<number, Span[]>();
   /** Faults that were applied, by kind. */
@@ -31,7 +34,7 @@ export class Injector {
   constructor(cluster: NamespacesCluster, note: (text: string) => void) {
     this.#cluster = cluster;
     this.#note = note;
-    for (const host of cluster.hosts) this.hostsOut.set(host, []);
+    for (const host of cluster.hosts) this.hostsOut.set(cluster.hostId(host), []);
   }
 
   /** Resolves when all are over and everything is whole again. */
@@ -138,12 +141,15 @@ export class Injector {
         }
         return;
       }
-      case "relocate":
+      case "relocate": {
+        const span = open(this.planned, fault.container, { fromMs: Date.now(), what: describe(fault) });
         // Refused where it has no owner now, is there already, or that host is out: all as they should.
         await cluster.relocate(fault.container, fault.host).catch((error: unknown) => {
           this.#note(`not relocated: ${reasonOf(error).slice(0, 200)}`);
         });
+        span.toMs = Date.now();
         return;
+      }
       case "kill proxy":
         return this.#onProxy(
           fault,
@@ -186,8 +192,9 @@ export class Injector {
     const what = describe(fault);
     const fromMs = Date.now();
     this.#out.add(host);
-    const out = open(this.hostsOut, host, { fromMs, what });
-    const away = agentAway ? open(this.agentsAway, this.#cluster.hostId(host), { fromMs, what }) : undefined;
+    const hostId = this.#cluster.hostId(host);
+    const out = open(this.hostsOut, hostId, { fromMs, what });
+    const away = agentAway ? open(this.agentsAway, hostId, { fromMs, what }) : undefined;
     try {
       await begin();
       await sleep(fault.forMs);

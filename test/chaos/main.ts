@@ -1,6 +1,7 @@
-// `npm run chaos -- --minutes 10 --seed S`: a long run, with its progress. Exit status 1 when a violation was found.
+// `npm run chaos -- --minutes 10 --seed S`: a long run, with its progress. Exit status 1 when a violation was found, or the run left
+// anything on the machine.
 import { parseArgs } from "node:util";
-import { markChildren } from "../lab/leftovers.js";
+import { leftoversSince, markChildren, snapshotMachine } from "../lab/leftovers.js";
 import { cannotRestore } from "../lab/cluster.js";
 import { report, runChaos } from "./run.js";
 
@@ -17,6 +18,7 @@ if (why !== undefined) {
   process.exit(2);
 }
 markChildren();
+const machine = snapshotMachine();
 const interrupted = new AbortController();
 process.once("SIGINT", () => interrupted.abort(new Error("interrupted")));
 process.once("SIGTERM", () => interrupted.abort(new Error("interrupted")));
@@ -28,4 +30,8 @@ const result = await runChaos({
   signal: interrupted.signal,
 });
 console.log(`\nseed ${seed}, ${minutes} minutes\n${report(result)}`);
-process.exitCode = result.violations.length === 0 ? 0 : 1;
+const { left, others } = await leftoversSince(machine);
+if (others.length > 0)
+  console.log(`only processes are judged as leftovers, since others are at work: ${others.join("; ")}`);
+if (left.length > 0) console.log(`left on the machine:\n${left.join("\n")}`);
+process.exitCode = result.violations.length + left.length === 0 ? 0 : 1;

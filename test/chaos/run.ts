@@ -9,10 +9,13 @@ import { EtcdPlacementStore } from "../../runtime/placement/etcd.js";
 import { systemClock } from "../../runtime/system-clock.js";
 import { openTestCluster, type TestCluster } from "../lab/cluster.js";
 import { diff, snapshotMachine } from "../lab/leftovers.js";
+import { straysAfter } from "../lab/strays.js";
 import { Clients } from "./clients.js";
 import { describe, type Fault, plan } from "./faults.js";
-import { check, explain, type History, type Span, type Takeover, type Verdict } from "./history.js";
+import { explain } from "./explanation.js";
+import { check, type History, type Takeover, type Verdict } from "./history.js";
 import { Injector } from "./injector.js";
+import type { Span } from "./spans.js";
 
 export interface RunOptions {
   /** Of the network namespaces; lower-case letters and digits. */
@@ -45,9 +48,13 @@ const fleet: readonly (readonly [Takeover, number])[] = [
 ];
 const deadlineSeconds = 20;
 const beatMs = 250;
-/** How long the lease's end, the notice of it, the drain (10 s, actors/container.ts) and the stop may take together. */
-const overlapMs = ttlSeconds * 1000 + 10_000 + 3000;
+/** How long the drain (10 s, actors/container.ts), the stop, and the note of it may take together. */
+const letGoMs = 10_000 + 3000;
+/** The same, with the lease's end before it. */
+const overlapMs = ttlSeconds * 1000 + letGoMs;
 const settleLimitMs = 30_000;
+/** Longer than the longest drain: what was lost last may still be answering. */
+const strayLimitMs = 20_000;
 const leftoverLimitMs = 10_000;
 /** Requests that are still sent when the last fault is over. */
 const afterwards = 50;
@@ -126,6 +133,7 @@ export async function runChaos({ name, seed, durationMs, progress, signal }: Run
     }
     say("healed; asks every container once more");
     const final = await settle(lab, containers);
+    const strays = await straysAfter(cluster, strayLimitMs);
     const history: Omit<History, "leftovers" | "clockDriftMs"> = {
       policies,
       lines: new Map(await Promise.all(containers.map(async (each) => [each, await lab.lines(each)] as const))),
@@ -135,8 +143,10 @@ export async function runChaos({ name, seed, durationMs, progress, signal }: Run
       proxiesKilled: injector.proxiesKilled,
       proxiesStopped: injector.proxiesStopped,
       agentsAway: injector.agentsAway,
+      planned: injector.planned,
       final,
-      bounds: { overlapMs, deadlineMs: deadlineSeconds * 1000 },
+      strays,
+      bounds: { overlapMs, letGoMs, deadlineMs: deadlineSeconds * 1000 },
     };
     const judge = (leftovers: readonly string[]): History => ({
       ...history,

@@ -1,17 +1,19 @@
 // A member is killed at each step of a move (runtime/fault-points.ts). Afterwards: the request is answered, there is one owner, one
-// running copy, nothing of the others is left, and no half-written image is used.
+// running copy, no half-written image is used, and the hosts themselves have removed what the others left (test/lab/strays.ts).
 import assert from "node:assert/strict";
-import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { spawn } from "node:child_process";
+import { existsSync } from "node:fs";
+import { mkdir, rmdir } from "node:fs/promises";
 import { join } from "node:path";
-import { cannotRestore, eventually, openTestCluster, type TestCluster } from "../lab/cluster.js";
+import { isDeepStrictEqual } from "node:util";
+import { runCommand } from "../../runtime/engines/command.js";
+import { cannotRestore, eventually } from "../lab/cluster.js";
+import { CrashLab } from "../lab/crash-lab.js";
+import { strays, straysAfter } from "../lab/strays.js";
 
 describe("a crash at each step of a move", function () {
   this.timeout(120_000);
-  const ttlSeconds = 4;
-  let faults: string;
-  let lab: TestCluster;
-  let count = 0;
+  let crash: CrashLab;
 
   before(async function () {
     const why = await cannotRestore();
@@ -19,61 +21,10 @@ describe("a crash at each step of a move", function () {
       console.log(`      skipped: ${why}`);
       this.skip();
     }
-    faults = await mkdtemp(join(tmpdir(), "hakobu-faults-"));
-    process.env.HAKOBU_FAULTS = faults;
-    // What is read ahead would pass the points too.
-    lab = await openTestCluster("crash", ["a", "b", "c"], { ttlSeconds, hostSettings: { warmImages: "0B" } });
+    crash = await CrashLab.open("crash", 4);
   });
-  after(async () => {
-    delete process.env.HAKOBU_FAULTS;
-    await lab?.close();
-    if (faults !== undefined) await rm(faults, { recursive: true, force: true });
-  });
-
-  const order = (point: string, what: "kill" | "stop") => writeFile(join(faults, point), what);
-  const taken = async () => (await readdir(faults)).length === 0;
-
-  async function ready() {
-    const name = `crash-${++count}`;
-    await lab.cluster.apply([lab.journal(name)]);
-    const reply = await lab.send(`${name}.localhost`);
-    assert.equal(reply.status, 200, reply.text);
-    return { name, hostname: `${name}.localhost`, owner: (await lab.cluster.owner(name)) as string };
-  }
-
-  /** Processes in the control groups of a container, by host. */
-  async function running(name: string): Promise<string[]> {
-    const found: string[] = [];
-    for (const host of lab.cluster.hosts)
-      for (const root of ["/sys/fs/cgroup/pids", "/sys/fs/cgroup/memory", "/sys/fs/cgroup"]) {
-        const file = join(root, "hakobu", `crash-${host}`, name, "cgroup.procs");
-        const pids = (await readFile(file, "utf8").catch(() => "")).split("\n").filter((line) => line !== "");
-        if (pids.length === 0) continue;
-        found.push(host);
-        break;
-      }
-    return found;
-  }
-
-  /** Everybody is back; then one owner, which runs it, and nobody else does. */
-  async function settled(name: string, hostname: string) {
-    for (const host of lab.cluster.hosts) await lab.cluster.heal(host);
-    const reply = await eventually("it is served", async () => {
-      const answer = await lab.send(hostname);
-      return answer.status === 200 && answer;
-    });
-    const owner = (await lab.cluster.owner(name)) as string;
-    await eventually("one copy runs, at the owner's", async () => {
-      const hosts = await running(name);
-      return hosts.length === 1 && hosts[0] === owner;
-    });
-    assert.match((JSON.parse(reply.text) as { host: string }).host, new RegExp(`-${owner}$`));
-    for (const host of lab.cluster.hosts) {
-      const status = await lab.cluster.status(host);
-      const has = status?.containers.some((each) => each.name === name) ?? false;
-      assert.equal(has, host === owner, `${host} ${has ? "has" : "lacks"} it`);
-    }
-  }
+  afterEach(() => crash?.withdraw());
+  after(() => crash?.close());
 
   for (const point of [
     "membership.claim.before",
@@ -85,48 +36,34 @@ describe("a crash at each step of a move", function () {
     "standby.run.after",
   ])
     it(`answers the request when the host that takes over is killed at ${point}`, async () => {
-      const { name, hostname, owner } = await ready();
-      await order(point, "kill");
-      await lab.cluster.killHost(owner);
-      const reply = await lab.send(hostname);
+      const subject = await crash.ready();
+      await crash.order(point, "kill");
+      await crash.lab.cluster.killHost(subject.owner);
+      const reply = await crash.lab.send(subject.hostname);
       assert.equal(reply.status, 200, reply.text);
-      assert.ok(await taken(), "the point was passed");
-      await settled(name, hostname);
+      assert.ok(await crash.taken(), "the point was passed");
+      await crash.settled(subject);
     });
 
   for (const point of ["engine.start.after", "engine.checkpoint.after", "draft.publish.before", "draft.publish.after"])
     it(`answers the very first request when its host is killed at ${point}, and uses no half-written image`, async () => {
-      const name = `crash-${++count}`;
-      await lab.cluster.apply([lab.journal(name)]);
-      await order(point, "kill");
-      const reply = await lab.send(`${name}.localhost`);
+      const subject = await crash.fresh();
+      await crash.order(point, "kill");
+      const reply = await crash.lab.send(subject.hostname);
       assert.equal(reply.status, 200, reply.text);
-      assert.ok(await taken(), "the point was passed");
-      await settled(name, `${name}.localhost`);
-      const owner = (await lab.cluster.owner(name)) as string;
-      await lab.cluster.killHost(owner);
-      const moved = await lab.send(`${name}.localhost`);
+      assert.ok(await crash.taken(), "the point was passed");
+      await crash.settled(subject);
+      await crash.lab.cluster.killHost((await crash.lab.cluster.owner(subject.name)) as string);
+      const moved = await crash.lab.send(subject.hostname);
       assert.equal(moved.status, 200, moved.text);
-      await settled(name, `${name}.localhost`);
+      await crash.settled(subject);
     });
 
   /** Brings a move to a point, does something there, and lets it go on. */
-  async function interrupted(point: string, act: (host: string) => Promise<void>) {
-    const { name, hostname, owner } = await ready();
-    await order(point, "stop");
-    await lab.cluster.killHost(owner);
-    const reply = lab.send(hostname);
-    const host = await eventually("a host stands at the point", async () => {
-      for (const each of lab.cluster.hosts) {
-        const pid = lab.cluster.agentPid(each);
-        const stat = pid === undefined ? "" : await readFile(`/proc/${pid}/stat`, "utf8").catch(() => "");
-        if (stat.slice(stat.lastIndexOf(")") + 2).startsWith("T")) return each;
-      }
-      return undefined;
-    });
-    await act(host);
-    process.kill(lab.cluster.agentPid(host) as number, "SIGCONT");
-    return { name, hostname, reply };
+  async function interrupted(point: string, act: (host: string, name: string) => Promise<unknown>) {
+    const subject = await crash.ready();
+    await crash.lab.cluster.killHost(subject.owner);
+    return { ...subject, ...(await crash.interrupted(point, subject.hostname, (host) => act(host, subject.name))) };
   }
 
   for (const point of [
@@ -138,10 +75,10 @@ describe("a crash at each step of a move", function () {
     "standby.run.after",
   ])
     it(`has one owner when the proxy is killed while a host is at ${point}`, async () => {
-      const { name, hostname, reply } = await interrupted(point, () => lab.cluster.killProxy());
-      await reply;
-      await lab.cluster.startProxy();
-      await settled(name, hostname);
+      const subject = await interrupted(point, () => crash.lab.cluster.killProxy());
+      await subject.reply;
+      await crash.lab.cluster.startProxy();
+      await crash.settled(subject);
     });
 
   for (const point of [
@@ -154,27 +91,89 @@ describe("a crash at each step of a move", function () {
     "standby.run.after",
   ])
     it(`has one owner when etcd is killed while a host is at ${point}, and recovers without a restart of anything else`, async () => {
-      const { name, hostname, reply } = await interrupted(point, () => lab.cluster.etcdServer.kill());
+      const subject = await interrupted(point, () => crash.lab.cluster.etcdServer.kill());
       // Once it is claimed, etcd is not needed any more.
       const needsEtcd = point === "membership.claim.before";
       if (!needsEtcd) {
-        const answer = await reply;
+        const answer = await subject.reply;
         assert.equal(answer.status, 200, answer.text);
       }
-      await lab.cluster.etcdServer.restart();
-      const answer = await reply;
+      await crash.lab.cluster.etcdServer.restart();
+      const answer = await subject.reply;
       assert.ok(answer.status === 200 || (needsEtcd && answer.status === 503), `${answer.status}: ${answer.text}`);
-      await settled(name, hostname);
+      await crash.settled(subject);
     });
 
-  it("answers the request when the container is killed as soon as it was restored", async () => {
-    const { name, hostname, reply } = await interrupted("standby.run.after", async (host) => {
-      const file = join("/sys/fs/cgroup/pids/hakobu", `crash-${host}`, `crash-${count}`, "cgroup.procs");
-      for (const pid of (await readFile(file, "utf8")).split("\n"))
-        if (pid !== "") process.kill(Number(pid), "SIGKILL");
+  const killContainer = async (host: string, name: string): Promise<void> => {
+    const pids = await crash.processes(name, host);
+    assert.notEqual(pids.length, 0, `${name} exists on ${host} at that point`);
+    for (const pid of pids) process.kill(pid, "SIGKILL");
+  };
+
+  for (const point of ["engine.standby.after", "standby.run.before", "standby.run.after"])
+    it(`answers the request when the container is killed while its new host is at ${point}`, async () => {
+      const subject = await interrupted(point, killContainer);
+      const answer = await subject.reply;
+      assert.equal(answer.status, 200, answer.text);
+      await crash.settled(subject);
     });
+
+  for (const point of [
+    "engine.start.after",
+    "images.begin.before",
+    "engine.checkpoint.before",
+    "engine.checkpoint.after",
+    "draft.publish.before",
+    "draft.publish.after",
+  ])
+    it(`answers the very first request when the container is killed while its host is at ${point}`, async () => {
+      const subject = await crash.fresh();
+      const { reply } = await crash.interrupted(point, subject.hostname, (host) => killContainer(host, subject.name));
+      const answer = await reply;
+      assert.equal(answer.status, 200, answer.text);
+      await crash.settled(subject);
+    });
+
+  it("answers the request that wakes a container which is killed as soon as it was restored", async () => {
+    const subject = await crash.ready({ idleTimeoutMs: 500 });
+    await crash.asleep(subject);
+    const { reply } = await crash.interrupted("engine.restore.after", subject.hostname, (host) =>
+      killContainer(host, subject.name),
+    );
     const answer = await reply;
     assert.equal(answer.status, 200, answer.text);
-    await settled(name, hostname);
+    await crash.settled(subject);
+  });
+
+  it("would find what a host left: a namespace, a control group, a mount, and a process in its network", async () => {
+    const { cluster } = crash.lab;
+    const host = cluster.network.host("a");
+    const root = existsSync("/sys/fs/cgroup/cgroup.controllers") ? "/sys/fs/cgroup" : "/sys/fs/cgroup/pids";
+    const group = join(root, "hakobu", cluster.hostId("a"), "left");
+    const mounted = join(cluster.stateDir("a"), "runc", "left", "layer");
+    const run = (command: readonly string[]) =>
+      runCommand(command, { failure: "UNAVAILABLE", title: "planting", timeoutMs: 5000 });
+    const [program = "", ...args] = host.wrap(["sleep", "60"]);
+    assert.deepEqual(await strays(cluster), []);
+    await mkdir(group, { recursive: true });
+    await mkdir(mounted, { recursive: true });
+    await run(["ip", "netns", "add", `${host.namespace}-left`]);
+    await run(["mount", "-t", "tmpfs", "left", mounted]);
+    const process = spawn(program, args, { stdio: "ignore" });
+    try {
+      const planted = [
+        `host a, cgroup: ${group}`,
+        "host a, mount: left/layer",
+        "host a, namespace: left",
+        `host a, process: ${process.pid} sleep 60`,
+      ];
+      await eventually("all four are found", async () => isDeepStrictEqual((await strays(cluster)).sort(), planted));
+    } finally {
+      process.kill("SIGKILL");
+      await run(["umount", mounted]);
+      await run(["ip", "netns", "delete", `${host.namespace}-left`]);
+      await rmdir(group);
+    }
+    assert.deepEqual(await straysAfter(cluster, 2000), []);
   });
 });

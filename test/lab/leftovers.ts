@@ -1,8 +1,9 @@
 // What tests could leave on the machine: named network namespaces, links, mounts, control groups and processes.
 //
-//   L1  A process counts as left by this run when it has inherited the run's mark in its environment, or is in a control group of
-//       Hakobu. Reading the machine needs no root; as another user one sees one's own processes.
-//   L2  Everything else carries no mark: while a test run or a Hakobu that is not ours is going on, it is not judged.
+//   L1  A process was left by this run when it has inherited the run's mark in its environment. Reading the machine needs no root;
+//       as another user one sees one's own processes.
+//   L2  Everything else carries no mark, and neither do processes in Hakobu's control groups: while a test run or a Hakobu that is not
+//       ours is going on, they are not judged.
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 
@@ -16,9 +17,15 @@ export interface Machine {
   readonly mounts: readonly string[];
   /** Control groups with `hakobu` in their path. */
   readonly cgroups: readonly string[];
-  /** Pid and command line. */
+  /** Those with the mark: pid and command line. */
   readonly processes: readonly string[];
+  /** Others in control groups of Hakobu. */
+  readonly contained: readonly string[];
 }
+
+/** The kernel takes namespaces and links apart, and processes end, a moment after they were told to. */
+const graceMs = 5_000;
+const pollMs = 100;
 
 /** Gives all processes that this one starts from now on the mark of this run. */
 export function markChildren(): void {
@@ -31,13 +38,35 @@ export function snapshotMachine(): Machine {
     links: entriesOf("/sys/class/net"),
     mounts: mounts(),
     cgroups: cgroupsBelow(CGROUPS),
-    processes: [...processes()].filter(isOurs).map(describe),
+    processes: [...processes()].filter(isMarked).map(describe),
+    contained: [...processes()].filter((it) => !isMarked(it) && isContained(it)).map(describe),
   };
+}
+
+export interface Leftovers {
+  /** One line each. */
+  readonly left: readonly string[];
+  /** L2: whose presence leaves only marked processes to be judged. */
+  readonly others: readonly string[];
+}
+
+/** What this run has left on the machine since `before`, after a moment for what is on its way out. */
+export async function leftoversSince(before: Machine): Promise<Leftovers> {
+  const end = performance.now() + graceMs;
+  for (;;) {
+    const left = diff(before, snapshotMachine());
+    if (left.length === 0) return { left, others: [] };
+    if (performance.now() > end) {
+      const others = othersAtWork();
+      return { left: others.length === 0 ? left : left.filter((line) => line.startsWith("processes: ")), others };
+    }
+    await new Promise((resolve) => setTimeout(resolve, pollMs));
+  }
 }
 
 /** What is there after and was not before, one line each. */
 export function diff(before: Machine, after: Machine): string[] {
-  const kinds = ["namespaces", "links", "mounts", "cgroups", "processes"] as const;
+  const kinds = ["namespaces", "links", "mounts", "cgroups", "processes", "contained"] as const;
   return kinds.flatMap((kind) => {
     const known = [...before[kind]];
     return after[kind].flatMap((entry) => {
@@ -51,9 +80,9 @@ export function diff(before: Machine, after: Machine): string[] {
 }
 
 /** Command lines of test runs and of Hakobu's own processes that are not of this run (L2). */
-export function othersAtWork(): string[] {
+function othersAtWork(): string[] {
   const family = new Set(ancestors());
-  const others = [...processes()].filter((it) => !family.has(it.pid) && !isOurs(it));
+  const others = [...processes()].filter((it) => !family.has(it.pid) && !isMarked(it));
   return others.filter((it) => /\/mocha(\.js)?\0|\/dist\/runtime\/cli\/main\.js\0/.test(it.command)).map(describe);
 }
 
@@ -71,9 +100,12 @@ function* processes(): Generator<Process> {
   }
 }
 
-function isOurs({ pid }: Process): boolean {
+function isMarked({ pid }: Process): boolean {
   const environment = read(`/proc/${pid}/environ`);
-  if (environment.split("\0").includes(`${MARK}=${process.pid}`)) return true;
+  return environment.split("\0").includes(`${MARK}=${process.pid}`);
+}
+
+function isContained({ pid }: Process): boolean {
   return read(`/proc/${pid}/cgroup`).includes("hakobu");
 }
 
