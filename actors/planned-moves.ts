@@ -135,6 +135,9 @@ export class PlannedMoves {
     }
     const host = view.host(to);
     if (host === undefined) throw new HakobuError("CONFIG_INVALID", `no host ${to} has joined; see: hakobu get hosts`);
+    // Known before it is stopped for a host that would not have it.
+    const unfit = unfitness(host, view.load(to), record.spec.engine);
+    if (unfit !== undefined) throw new HakobuError("UNAVAILABLE", `${record.spec.name} stays where it is: ${unfit}`);
     return [host];
   }
 
@@ -180,4 +183,10 @@ export class PlannedMoves {
     }
     throw new HakobuError("UNAVAILABLE", `nobody takes ${name}: ${refusals.join("; ")}`);
   }
+}
+
+function unfitness({ id, draining, capacity, engines }: HostRecord, load: number, engine: string): string | undefined {
+  if (draining) return `host ${id} drains; to let it take containers: hakobu undrain ${id}`;
+  if (!engines.includes(engine)) return `host ${id} has no engine ${engine}`;
+  return load >= capacity ? `host ${id} is full (${capacity} containers)` : undefined;
 }

@@ -11,6 +11,9 @@ import { scaleCommand } from "./scale.js";
 import { storeCommands } from "./store.js";
 import { upCommand } from "./up.js";
 
+// They are for authors; users would see one on each TLS connection to an IP address, from grpc-js, which Node then ignores well.
+process.noDeprecation = !process.env.HAKOBU_DEBUG;
+
 const program = new Command("hakobu")
   .description("Carries web containers between hosts, one HTTP request at a time.")
   .version("0.1.0")

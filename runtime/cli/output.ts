@@ -3,6 +3,8 @@ import { HakobuError, reasonOf } from "../../actors/hakobu-error.js";
 
 export interface Progress {
   say(text: string): void;
+  /** A step of something, and what changes while it lasts: a log gets each step once. */
+  step(step: string, detail: string): void;
   /** Clears the line: other output follows. */
   done(): void;
 }
@@ -13,17 +15,23 @@ const plainEveryMs = 2000;
 export function progress(stream: NodeJS.WriteStream = process.stderr): Progress {
   let lastMs = Number.NEGATIVE_INFINITY;
   let lastTitle = "";
+  const overwrite = (text: string): void => {
+    stream.write(`\r\x1b[K${text.slice(0, (stream.columns || 80) - 1)}`);
+  };
   return {
     say(text) {
-      if (stream.isTTY) {
-        stream.write(`\r\x1b[K${text.slice(0, (stream.columns || 80) - 1)}`);
-        return;
-      }
+      if (stream.isTTY) return overwrite(text);
       const title = text.split(":")[0] as string;
       if (performance.now() - lastMs < plainEveryMs && title === lastTitle) return;
       lastMs = performance.now();
       lastTitle = title;
       stream.write(`${text}\n`);
+    },
+    step(step, detail) {
+      if (stream.isTTY) return overwrite(step + detail);
+      if (step === lastTitle) return;
+      lastTitle = step;
+      stream.write(`${step}${detail}\n`);
     },
     done() {
       if (stream.isTTY) stream.write("\r\x1b[K");

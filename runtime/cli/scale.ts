@@ -5,7 +5,7 @@ import { HakobuError } from "../../actors/hakobu-error.js";
 import type { ContainerSpec } from "../../actors/ports/spec.js";
 import { limit } from "../config/spec.js";
 import { path } from "../dispatcher/protocol.js";
-import { call, hostOf } from "./move.js";
+import { call, hostOf } from "./host-call.js";
 import { type Given, withEtcd } from "./settings.js";
 import { read, withStore } from "./store.js";
 

@@ -1,7 +1,7 @@
 // Settings of the configuration schema as options of a command.
 import { type Command, Option } from "commander";
 import { type EtcdConfig, proxySettings, readProxyConfig, type Setting } from "../config/program.js";
-import type { EtcdOptions } from "../placement/etcd-client.js";
+import type { EtcdOptions, EtcdTls } from "../placement/etcd-client.js";
 
 /** What commander hands over: a value for each option that was given, by the path of its setting. */
 export type Given = Readonly<Record<string, string | undefined>>;
@@ -41,14 +41,14 @@ export function etcdOptions({ endpoints, prefix, ttlMs, callTimeoutMs, tls, auth
     prefix,
     ttlSeconds: Math.round(ttlMs / 1000),
     callTimeoutMs,
-    ...(tls?.ca === undefined
-      ? {}
-      : {
-          tls: {
-            caFile: tls.ca,
-            ...(tls.cert === undefined || tls.key === undefined ? {} : { certFile: tls.cert, keyFile: tls.key }),
-          },
-        }),
+    ...(tls === undefined ? {} : { tls: tlsOptions(tls) }),
     ...(auth === undefined ? {} : { auth }),
+  };
+}
+
+function tlsOptions({ ca, cert, key }: NonNullable<EtcdConfig["tls"]>): EtcdTls {
+  return {
+    ...(ca === undefined ? {} : { caFile: ca }),
+    ...(cert === undefined || key === undefined ? {} : { certFile: cert, keyFile: key }),
   };
 }

@@ -106,6 +106,8 @@ function containerRows(view: ClusterView, asked: ReadonlyMap<string, HostStatus 
       state: live?.state ?? unknown,
       since: placement?.since ?? "",
       why: placement?.reason ?? "",
+      // Of the host: why it was started cold, or failed, or has no fresh image.
+      note: live?.reason ?? live?.imageTrouble ?? "",
     };
   });
 }
@@ -124,7 +126,7 @@ function hostRows(view: ClusterView, asked: ReadonlyMap<string, HostStatus | und
 }
 
 function print(rows: readonly Row[]): void {
-  const columns = Object.keys(rows[0] as Row);
+  const columns = Object.keys(rows[0] as Row).filter((name) => name !== "note" || rows.some(({ note }) => note !== ""));
   const table = new Table({
     head: columns.map((name) => name.toUpperCase()),
     chars: plain,

@@ -24,8 +24,11 @@ import {
 import { HakobuError, reasonOf } from "../../actors/hakobu-error.js";
 
 export interface EtcdTls {
-  /** Paths of PEM files. With a certificate and its key the client proves who it is (etcd: `--client-cert-auth`). */
-  readonly caFile: string;
+  /**
+   * Paths of PEM files. Without an authority, those that Node trusts count (its environment variable NODE_EXTRA_CA_CERTS adds one).
+   * With a certificate and its key the client proves who it is (etcd: `--client-cert-auth`).
+   */
+  readonly caFile?: string;
   readonly certFile?: string;
   readonly keyFile?: string;
 }
@@ -187,12 +190,14 @@ function clientOptions(settings: EtcdSettings): Omit<IOptions, "hosts"> {
 }
 
 function credentials({ caFile, certFile, keyFile }: EtcdTls): NonNullable<IOptions["credentials"]> {
-  return {
-    rootCertificate: read("tls.caFile", caFile),
+  const files = {
+    ...(caFile === undefined ? {} : { rootCertificate: read("tls.caFile", caFile) }),
     ...(certFile && keyFile
       ? { certChain: read("tls.certFile", certFile), privateKey: read("tls.keyFile", keyFile) }
       : {}),
   };
+  // Its type wants an authority; grpc-js, which gets it, does not.
+  return files as NonNullable<IOptions["credentials"]>;
 }
 
 function read(field: string, path: string): Buffer {

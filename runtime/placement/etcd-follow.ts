@@ -36,13 +36,13 @@ const backoff = { firstMs: 50, lastMs: 2000 };
 
 /**
  * Everything there is, then every change. Ends when the signal aborts, at the latest after the deadline of one call. Never throws;
- * outages are delivered, once each.
+ * outages are delivered, once each, and once more where etcd refuses instead of not answering, or no longer does.
  */
 export async function* followKeys(options: FollowOptions, signal: AbortSignal): AsyncGenerator<KeyChange, void, void> {
   const { connection, clock } = options;
   /** The first revision that was not delivered whole (F1); undefined: everything has to be listed. */
   let position: number | undefined;
-  let disconnected = false;
+  let outage: "unavailable" | "refused" | undefined;
   let backoffMs = backoff.firstMs;
   while (!signal.aborted) {
     let client: Etcd3 | undefined;
@@ -60,7 +60,7 @@ export async function* followKeys(options: FollowOptions, signal: AbortSignal): 
           throw new Error(`etcd cancelled the watch: ${response.cancel_reason || "compacted"}`);
         }
         if (response.created) {
-          disconnected = false;
+          outage = undefined;
           backoffMs = backoff.firstMs;
           yield { kind: "connected" };
         } else if (response.watch_id !== "-1") {
@@ -73,8 +73,9 @@ export async function* followKeys(options: FollowOptions, signal: AbortSignal): 
     } catch (error) {
       if (signal.aborted) return;
       if (client) connection.failed(client);
-      if (!disconnected) yield { kind: "disconnected", reason: reasonOf(error) };
-      disconnected = true;
+      const kind = error instanceof HakobuError && error.code === "STORE_REFUSED" ? "refused" : "unavailable";
+      if (kind !== outage) yield { kind: "disconnected", reason: reasonOf(error) };
+      outage = kind;
     }
     await delay(clock, backoffMs * (0.5 + Math.random() / 2), signal).catch(() => undefined);
     backoffMs = Math.min(backoffMs * 2, backoff.lastMs);

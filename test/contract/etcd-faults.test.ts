@@ -1,12 +1,11 @@
 // Claims and calls while etcd or the network misbehaves; who may call.
 import assert from "node:assert/strict";
-import { execFileSync } from "node:child_process";
-import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { Membership, Placement } from "../../actors/ports/placement-store.js";
 import { type EtcdOptions, etcdSettings } from "../../runtime/placement/etcd-client.js";
 import { Keys } from "../../runtime/placement/etcd-records.js";
 import { startEtcd, startEtcdCluster } from "../../runtime/placement/etcd-server.js";
+import { certificates } from "../lab/certificates.js";
 import { claimOf, hostNamed, specNamed, win } from "./placement-store.js";
 
 import { callTimeoutMs, EtcdBench, eventually, ms, now } from "./etcd-bench.js";
@@ -119,8 +118,7 @@ describe("etcd placement store under faults", () => {
   }).timeout(40_000);
 
   it("speaks TLS and proves who it is with a certificate; without one it is told what to check", async () => {
-    const pem = certificates(etcd.directory);
-    await pem.write();
+    const pem = await certificates(etcd.directory);
     const secure = await startEtcd({ dataDir: join(etcd.directory, "secure"), tls: pem });
     etcd.cleanups.push(() => secure.kill());
     const hosts = secure.endpoints.map((endpoint) => endpoint.replace("127.0.0.1", "localhost"));
@@ -182,28 +180,3 @@ describe("etcd placement store under faults", () => {
     assert.throws(() => etcd.storeAt(missing.hosts, missing), { code: "CONFIG_INVALID" });
   });
 });
-
-/** An authority and one certificate for both sides, for localhost. */
-function certificates(directory: string): {
-  caFile: string;
-  certFile: string;
-  keyFile: string;
-  write(): Promise<void>;
-} {
-  const path = (name: string): string => join(directory, name);
-  const files = { caFile: path("ca.pem"), certFile: path("cert.pem"), keyFile: path("key.pem") };
-  const openssl = (...args: string[]): void => void execFileSync("openssl", args, { stdio: "ignore" });
-  const write = async (): Promise<void> => {
-    const key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
-    openssl("req", "-x509", ...key, "-keyout", path("ca.key"), "-out", files.caFile, "-subj", "/CN=test", "-days", "2");
-    openssl("req", ...key, "-keyout", files.keyFile, "-out", path("csr.pem"), "-subj", "/CN=hakobu");
-    await writeFile(
-      path("ext.cnf"),
-      "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n",
-    );
-    const authority = ["-CA", files.caFile, "-CAkey", path("ca.key"), "-CAcreateserial"];
-    const request = ["-in", path("csr.pem"), "-out", files.certFile, "-days", "2", "-extfile", path("ext.cnf")];
-    openssl("x509", "-req", ...authority, ...request);
-  };
-  return { ...files, write };
-}

@@ -1,30 +1,14 @@
 // The command line against a real etcd: what it prints, and how it fails.
 import assert from "node:assert/strict";
-import { execFile } from "node:child_process";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { findProgram } from "../../runtime/doctor/criu-binary.js";
 import { packageRoot } from "../../runtime/package-root.js";
 import { type EtcdServer, startEtcd } from "../../runtime/placement/etcd-server.js";
-
-const program = fileURLToPath(new URL("../../runtime/cli/main.js", import.meta.url));
-
-interface Result {
-  readonly code: number;
-  readonly out: string;
-  readonly err: string;
-}
-
-function hakobu(args: readonly string[], env: NodeJS.ProcessEnv = {}): Promise<Result> {
-  return new Promise((resolve) => {
-    const options = { env: { ...process.env, ...env }, timeout: 15_000 };
-    execFile(process.execPath, [program, ...args], options, (error, out, err) =>
-      resolve({ code: error === null ? 0 : Number(error.code ?? -1), out, err }),
-    );
-  });
-}
+import { certificates } from "../lab/certificates.js";
+import { eventually, fixtures, send } from "../lab/cluster.js";
+import { hakobu, startMembers } from "../lab/program.js";
 
 describe("the command line", function () {
   this.timeout(60_000);
@@ -90,5 +74,44 @@ describe("the command line", function () {
     assert.match((await hakobu(["host", "--help"])).out, /--state-dir <value>.*\n?.*HAKOBU_HOST_STATE_DIR/);
     const doctor = JSON.parse((await hakobu(["doctor", "--json"])).out) as { checks: { name: string; ok: boolean }[] };
     assert.ok(doctor.checks.length > 8);
+  });
+
+  it("reaches an etcd that wants certificates, from every command and member, whoever signed etcd's own", async () => {
+    const pem = await certificates(directory);
+    const secure = await startEtcd({ dataDir: join(directory, "secure"), tls: pem });
+    const own = {
+      HAKOBU_ETCD_ENDPOINTS: secure.endpoints[0],
+      HAKOBU_ETCD_TLS_CERT: pem.certFile,
+      HAKOBU_ETCD_TLS_KEY: pem.keyFile,
+    };
+    const given = { ...own, HAKOBU_ETCD_TLS_CA: pem.caFile };
+    try {
+      const members = await startMembers(["a"], join(directory, "tls"), given);
+      try {
+        const file = join(directory, "sealed.yaml");
+        const command = JSON.stringify([process.execPath, join(fixtures, "journal.mjs")]);
+        await writeFile(file, `name: sealed\nengine: process\nport: 80\ncommand: ${command}\n`);
+        const applied = await hakobu(["apply", "-f", file], given);
+        assert.deepEqual([applied.code, applied.err], [0, ""]);
+        await eventually("it is served", async () => (await send(members.proxy, "sealed.localhost")).status === 200);
+        // No authority is named: those of the machine count, and this one is made one of them.
+        const machine = { NODE_EXTRA_CA_CERTS: pem.caFile, GRPC_DEFAULT_SSL_ROOTS_FILE_PATH: "" };
+        const trusted = await hakobu(["get", "--json"], { ...own, ...machine });
+        assert.equal(trusted.code, 0, trusted.err);
+        assert.match(trusted.out, /"host": "a"/);
+      } finally {
+        await members.close();
+      }
+      const { HAKOBU_ETCD_TLS_CA: ca } = given;
+      const nobody = await hakobu(["get"], {
+        HAKOBU_ETCD_ENDPOINTS: own.HAKOBU_ETCD_ENDPOINTS,
+        HAKOBU_ETCD_TLS_CA: ca,
+      });
+      assert.deepEqual([nobody.code, nobody.out], [1, ""], "without a certificate");
+      const distrusting = await hakobu(["get"], own);
+      assert.deepEqual([distrusting.code, distrusting.out], [1, ""], "without an authority that signed etcd's");
+    } finally {
+      await secure.stop();
+    }
   });
 });

@@ -1,5 +1,6 @@
 // A TCP proxy on loopback that fails on command, between a client and a server that know nothing of it.
 import { type AddressInfo, connect, createServer, type Server, type Socket } from "node:net";
+import { setTimeout as sleep } from "node:timers/promises";
 
 /**
  * `pass`; `blackhole`: bytes of both directions vanish, connections stay up; `dropResponses`: requests arrive, what comes back
@@ -9,6 +10,8 @@ export type ProxyMode = "pass" | "blackhole" | "dropResponses" | "refuse";
 
 export class TcpProxy {
   mode: ProxyMode = "pass";
+  /** How long each piece of data for the client waits, while it is passed on. */
+  delayMs = 0;
   /** Called with every piece of data for the client, before it is passed on. */
   onResponse: ((data: Buffer) => void) | undefined;
   readonly #server: Server;
@@ -61,9 +64,17 @@ export class TcpProxy {
     client.on("data", (data) => {
       if (this.mode !== "blackhole") server.write(data);
     });
+    // Each waits from when it came, and none overtakes another when the delay changes.
+    let last: Promise<void> | undefined;
     server.on("data", (data) => {
       this.onResponse?.(data);
-      if (this.mode !== "blackhole" && this.mode !== "dropResponses") client.write(data);
+      if (this.mode === "blackhole" || this.mode === "dropResponses") return;
+      if (this.delayMs === 0 && last === undefined) return void client.write(data);
+      const turn = Promise.all([last, sleep(this.delayMs)]).then(() => {
+        client.write(data);
+        if (last === turn) last = undefined;
+      });
+      last = turn;
     });
   }
 }

@@ -456,8 +456,7 @@ describe("the configuration of the program", () => {
     const host = await readFile("etc/hakobu/host.yaml", "utf8");
     const proxy = await readFile("etc/hakobu/proxy.yaml", "utf8");
     for (const { path } of hostSettings) assert.ok(host.includes(`${path.split(".").at(-1)}:`), path);
-    for (const { path } of proxySettings)
-      if (!path.startsWith("etcd.tls")) assert.ok(proxy.includes(`${path.split(".").at(-1)}:`), path);
+    for (const { path } of proxySettings) assert.ok(proxy.includes(`${path.split(".").at(-1)}:`), path);
     for (const { description, path } of [...hostSettings, ...proxySettings]) assert.notEqual(description, "", path);
   });
 
