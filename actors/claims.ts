@@ -173,8 +173,11 @@ export class Claims {
       case "confirmed": {
         const theirs = view.host(owner.host);
         if (theirs === undefined) return undefined;
-        const result = await prober.probe(theirs, record.spec.probe.timeoutMs, record.spec.probe.kind);
-        if (result.kind === "alive") return { kind: "moved", placement: owner };
+        const { timeoutMs, kind = theirs.probeKind } = record.spec.probe;
+        const result = await prober.probe(theirs, timeoutMs, kind);
+        if (result.kind === "alive") return moved(owner);
+        if (result.kind === "unknown")
+          return refuse(`host ${host.record.id} cannot ask ${owner.host}: ${result.code}`, 1000);
         return undefined;
       }
       case "exclusive":

@@ -146,7 +146,7 @@ export class PlannedMoves {
     const { prober } = this.#deps;
     const silent: string[] = [];
     for (const [index, target] of targets.entries()) {
-      const { kind } = await prober.probe(target, spec.probe.timeoutMs, spec.probe.kind);
+      const { kind } = await prober.probe(target, spec.probe.timeoutMs, spec.probe.kind ?? target.probeKind);
       if (kind === "alive") return targets.slice(index);
       silent.push(`${target.id}: ${kind}`);
     }
