@@ -8,7 +8,7 @@ import type { ContainerActor } from "./container.js";
 import { type Clock, deadline } from "./ports/clock.js";
 import type { Engine } from "./ports/engine.js";
 import type { Claim, ClaimReply } from "./ports/host-client.js";
-import type { HostRecord, Membership, Placement, SpecRecord } from "./ports/placement-store.js";
+import type { HostRecord, Membership, Placement, PlacementStore, SpecRecord } from "./ports/placement-store.js";
 import type { Prober } from "./ports/prober.js";
 import type { TraceContext } from "./ports/tracer.js";
 import type { Releases } from "./releases.js";
@@ -20,6 +20,7 @@ export interface ClaimsDeps {
   /** The containers that it has. */
   readonly held: ReadonlyMap<string, ContainerActor>;
   readonly membership: () => Membership | undefined;
+  readonly store: PlacementStore;
   readonly view: ClusterView;
   readonly engines: ReadonlyMap<string, Engine>;
   readonly prober: Prober;
@@ -141,6 +142,21 @@ export class Claims {
     return undefined;
   }
 
+  /** The view may lag behind what the proxy saw: then the store is asked. @returns whether the view can be gone by */
+  async #upToDate({ container, expected }: Claim): Promise<boolean> {
+    const { view, store } = this.#deps;
+    const known = view.placement(container)?.epoch ?? 0;
+    if (known === expected) return true;
+    try {
+      const standing = await store.read(container);
+      if (standing !== undefined) view.learn(standing);
+      else view.forget(container, known);
+      return true;
+    } catch {
+      return false;
+    }
+  }
+
   /** Q2. @returns whether there is room for it, which it has then */
   #reserve(container: string): boolean {
     const { host, held } = this.#deps;
@@ -163,6 +179,8 @@ export class Claims {
     if (engine === undefined) return refuse(`no engine ${record.spec.engine} on host ${host.record.id}`);
     if (!this.#reserve(claim.container))
       return refuse(`host ${host.record.id} is full (${host.record.capacity} containers)`);
+    if (record.spec.takeover !== "fast" && !(await this.#upToDate(claim)))
+      return refuse(`the placement store does not say who owns ${claim.container}`, 1000);
     if (record.spec.takeover === "exclusive") await vacancies.settled(claim.container);
     const owner = view.placement(claim.container);
     if (claim.expected === 0 || owner === undefined || owner.host === host.record.id) return undefined;

@@ -115,6 +115,7 @@ export class HostActor {
       log: deps.log,
       membership: () => this.#membership,
       wanted: (container) => this.#containers.has(container) || this.#claims.underWay(container),
+      heldUnder: (container) => this.#containers.get(container)?.epoch,
     });
     this.#standbys = new Standbys({ ...deps, admission: this.#admission });
     this.#claims = new Claims({

@@ -1,7 +1,8 @@
 // Placements that a host gives up: tried until the store has done it. One that stayed would keep everybody else from a container
 // that runs nowhere, for as long as this host lives.
 //
-//   R1  A container that this host has taken again, or is about to, is not given up.
+//   R1  A container that this host has taken again, or is about to, is not given up. Once it has it under another epoch there is
+//       nothing left to give up.
 //   R2  No claim of this host overtakes a release that is under way: it could win what is then given up (`settled`).
 import { reasonOf } from "./hakobu-error.js";
 import { type Clock, delay } from "./ports/clock.js";
@@ -17,6 +18,8 @@ export interface ReleaseDeps {
   readonly membership: () => Membership | undefined;
   /** R1. */
   readonly wanted: (container: string) => boolean;
+  /** Under which this host has the container; undefined: it has it not. */
+  readonly heldUnder: (container: string) => number | undefined;
 }
 
 export class Releases {
@@ -30,9 +33,10 @@ export class Releases {
 
   /** Resolves when the placement is given up, or need not be any more. Never rejects. */
   async giveUp(container: string, epoch: number): Promise<void> {
-    const { clock, membership, wanted } = this.#deps;
+    const { clock, membership, wanted, heldUnder } = this.#deps;
     const held = membership();
     while (held !== undefined && membership() === held && !this.#over.signal.aborted) {
+      if ((heldUnder(container) ?? epoch) !== epoch) return;
       if (!wanted(container) && (await this.#attempt(held, container, epoch))) return;
       await delay(clock, pauseMs, this.#over.signal).catch(() => {});
     }

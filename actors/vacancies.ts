@@ -27,10 +27,16 @@ export class Vacancies {
     });
     this.#stop = view.onChange((noticed) => {
       if (noticed.kind === "placement")
-        if (noticed.placement === undefined) this.#since.set(noticed.container, clock.now());
+        if (noticed.placement === undefined) this.#note(noticed.container);
         else this.#since.delete(noticed.container);
-      if (noticed.kind === "spec" && noticed.record === undefined) this.#since.delete(noticed.name);
     });
+  }
+
+  /** Nobody waits any more for what was vacated long enough ago. */
+  #note(container: string): void {
+    const now = this.#clock.now();
+    for (const [each, sinceMs] of this.#since) if (now - sinceMs >= noticeMs) this.#since.delete(each);
+    this.#since.set(container, now);
   }
 
   /** Resolves `noticeMs` after the container was seen to lose its owner; at once when it has one. */

@@ -2,7 +2,7 @@
 // which processes are exclusive. When no line comes in time (the agent stands still) or the pipe closes (the agent is
 // dead), it kills those processes: before the lease can have ended, so that an exclusive container never has two owners.
 //
-//   G1  A process is killed only if it is still the one that was named (pid and start time).
+//   G1  A process is killed only if it is still the one that was named (pid and start time); with its process group, where it leads one.
 //   G2  It is a session of its own: what ends the agent does not end it.
 import { type ChildProcess, spawn } from "node:child_process";
 import type { Guard } from "../actors/ports/guard.js";
@@ -17,7 +17,9 @@ done
 for each in $named; do
   stat=$(cat "/proc/\${each%:*}/stat" 2>/dev/null) || continue
   set -- \${stat##*) }
-  [ "\${20}" = "\${each#*:}" ] && kill -KILL "\${each%:*}"
+  [ "\${20}" = "\${each#*:}" ] || continue
+  pid=\${each%:*}
+  if [ "$3" = "$pid" ]; then kill -KILL -- "-$pid"; else kill -KILL "$pid"; fi
 done`;
 
 export class ProcessGuard implements Guard {

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { type ChildProcess, spawn } from "node:child_process";
 import { join } from "node:path";
 import type { Instance } from "../../actors/ports/engine.js";
-import { identify } from "../../runtime/engines/process-table.js";
+import { identify, isRunning } from "../../runtime/engines/process-table.js";
 import { ProcessGuard } from "../../runtime/guard.js";
 import { eventually } from "../lab/cluster.js";
 
@@ -33,6 +33,21 @@ describe("the guard of exclusive containers", () => {
       guard.watch(1, [next.instance]);
       return dead(next.child);
     });
+    guard.close();
+  });
+
+  it("kills the whole process group where the process leads one", async () => {
+    const guard = new ProcessGuard();
+    const leader = spawn("bash", ["-c", "sleep 60 & echo $!; wait"], {
+      detached: true,
+      stdio: ["ignore", "pipe", "ignore"],
+    });
+    victims.push(leader);
+    const child = Number(await new Promise<Buffer>((resolve) => leader.stdout.once("data", resolve)));
+    const { startTime } = identify(leader.pid as number);
+    const running = identify(child);
+    guard.watch(1, [{ ...victim().instance, pid: leader.pid as number, startTime }]);
+    await eventually("its child is dead", () => !isRunning(running));
     guard.close();
   });
 

@@ -136,6 +136,31 @@ describe("a container whose specification names another engine", () => {
   });
 });
 
+describe("a host whose view lags behind what a proxy saw", () => {
+  it("asks the store who owns an exclusive container, and leaves it to a live owner", async () => {
+    const bench = hostBench({ specs: [recordOf("blog", { takeover: "exclusive" })] });
+    await bench.join();
+    await bench.pass(noticeMs);
+    const other = await bench.other("b");
+    await other.claim({ container: "blog", expected: 0, reason: "planted" });
+    await turns();
+    const expected = bench.view.placement("blog")?.epoch ?? 0;
+    bench.view.forget("blog", expected);
+    assert.equal((await bench.going(bench.claim("blog", { expected }))).kind, "refused");
+    assert.equal((await bench.store.read("blog"))?.host, "b");
+  });
+
+  it("waits also then until the owner of an exclusive container has had the time to hear that it is none any more", async () => {
+    const bench = hostBench({ specs: [recordOf("blog", { takeover: "exclusive" })] });
+    await bench.join();
+    await bench.pass(noticeMs);
+    bench.view.learn({ container: "blog", host: "b", epoch: 1, since: "", reason: "planted" });
+    const begunMs = bench.clock.now();
+    assert.equal((await bench.going(bench.claim("blog"))).kind, "won");
+    assert.ok(bench.clock.now() - begunMs >= noticeMs);
+  });
+});
+
 describe("a container that comes back while its old copy ends", () => {
   it("is renewed where it only stops for being idle or gone", async () => {
     const bench = hostBench({ specs: [recordOf("blog")] });

@@ -11,7 +11,13 @@ describe("releases", () => {
   function opened() {
     const simulated = new SimulatedClock();
     const clock: Clock = Object.assign(simulated, { timestamp: () => "" });
-    const state = { away: true, wanted: false, attempts: [] as string[], answer: () => {} };
+    const state = {
+      away: true,
+      wanted: false,
+      epoch: undefined as number | undefined,
+      attempts: [] as string[],
+      answer: () => {},
+    };
     const membership = {
       release: async (container: string, epoch: number) => {
         state.attempts.push(`${container} ${epoch}`);
@@ -22,7 +28,13 @@ describe("releases", () => {
       },
     } as unknown as Membership;
     const held: { membership: Membership | undefined } = { membership };
-    const releases = new Releases({ clock, log: noLog, membership: () => held.membership, wanted: () => state.wanted });
+    const releases = new Releases({
+      clock,
+      log: noLog,
+      membership: () => held.membership,
+      wanted: () => state.wanted,
+      heldUnder: () => state.epoch,
+    });
     const turn = async (ms = 0) => {
       await new Promise(setImmediate);
       simulated.increment(ms);
@@ -57,6 +69,19 @@ describe("releases", () => {
     held.membership = undefined;
     await turn(500);
     assert.equal(done, true);
+  });
+
+  it("end when the container is here again under another epoch (R1)", async () => {
+    const { state, releases, turn } = opened();
+    state.wanted = true;
+    let done = false;
+    void releases.giveUp("blog", 5).then(() => (done = true));
+    await turn(500);
+    assert.equal(done, false);
+    state.epoch = 7;
+    await turn(500);
+    assert.equal(done, true);
+    assert.equal(state.attempts.length, 0);
   });
 
   it("let nobody claim while one is under way (R2)", async () => {
