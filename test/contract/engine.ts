@@ -8,6 +8,7 @@ import { HakobuError } from "../../actors/hakobu-error.js";
 import type { Engine, Instance, Launch, Standby } from "../../actors/ports/engine.js";
 import type { ContainerSpec } from "../../actors/ports/spec.js";
 import { packageRoot } from "../../runtime/package-root.js";
+import { eventually } from "../lab/cluster.js";
 import { specOf } from "../lab/records.js";
 
 export const fixtures = join(packageRoot(), "test/lab/fixtures");
@@ -447,7 +448,10 @@ export function engineContract(title: string, bench: EngineBench): void {
 
         it("says that its processes have gone, and leaves nothing", async () => {
           const standby = await hold();
-          for (const pid of await processesOf(spec.name)) process.kill(pid, "SIGKILL");
+          const pids = await processesOf(spec.name);
+          for (const pid of pids) process.kill(pid, "SIGKILL");
+          const states = () => Promise.all(pids.map((pid) => stateOf(pid).catch(() => "Z")));
+          await eventually("they are gone", async () => (await states()).every((state) => /[ZX]/.test(state)));
           await assert.rejects(standby.run(7), codeIs("RESTORE_FAILED"));
           await nothingLeft();
         });
