@@ -13,7 +13,7 @@ import { type EtcdCluster, type EtcdServer, startEtcd, startEtcdCluster } from "
 import { EtcdPlacementStore } from "../../runtime/placement/etcd.js";
 import { systemClock } from "../../runtime/system-clock.js";
 import { eventually, fixtures, type Reply, send } from "../lab/cluster.js";
-import { type Members, startMembers } from "../lab/program.js";
+import { hakobu, type Members, startMembers } from "../lab/program.js";
 import { specOf } from "../lab/records.js";
 import { TcpProxy } from "../lab/tcp-proxy.js";
 
@@ -218,6 +218,17 @@ describe("an etcd with users, through a connection that fails", function () {
       // Hosts that could not open their streams again have lost their leases, and own it anew.
       assert.ok((await bench.served(name)) >= epoch);
     });
+
+  it("refuses a command, which ends with etcd's reason and what to check", async () => {
+    const env = {
+      HAKOBU_ETCD_ENDPOINTS: etcd.endpoints[0],
+      HAKOBU_ETCD_USERNAME: user.username,
+      HAKOBU_ETCD_PASSWORD: "wrong",
+    };
+    const { code, out, err } = await hakobu(["get"], env);
+    assert.deepEqual([code, out], [1, ""]);
+    assert.match(err, /^hakobu: etcd cannot be read: etcd refused .*invalid user ID or password; check the etcd user/);
+  });
 
   it("answers each call 300 ms late: no host is lost, what runs is as fast as ever, and a claim only takes longer", async () => {
     await bench.apply("steady", "patient");
