@@ -15,7 +15,7 @@ export interface MoveProgressDeps {
   readonly step: (step: string, detail: string) => void;
 }
 
-const lookEveryMs = 50;
+const lookEveryMs = 25;
 const drainLookEveryMs = 200;
 
 /** Tells the steps of a move away from where it is placed, until the signal aborts. Never rejects. */

@@ -76,7 +76,7 @@ export async function read(store: EtcdPlacementStore): Promise<ClusterView> {
   }
   throw new HakobuError(
     "STORE_UNAVAILABLE",
-    `etcd does not answer: ${trouble}. Check --etcd-endpoints and: hakobu doctor`,
+    `etcd cannot be read: ${trouble}. Check --etcd-endpoints and: hakobu doctor`,
   );
 }
 

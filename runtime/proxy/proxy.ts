@@ -28,9 +28,9 @@ export interface ProxyOptions {
   readonly freshMs?: number;
   /** For background probes; a request's own probe takes its container's time-out. Default 100. */
   readonly probeTimeoutMs?: number;
-  /** Of the probes of all containers that name no kind. Default tcp. */
   /** The least that a probe waits, however quick a host's answers are. Default 50. */
   readonly probeFloorMs?: number;
+  /** Of the probes of all containers that name no kind. Default tcp. */
   readonly probeKind?: ProbeKind;
   /** Until the head of a response. Default 60 s. */
   readonly requestTimeoutMs?: number;

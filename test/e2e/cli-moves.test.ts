@@ -188,6 +188,8 @@ describe("the commands on containers with images", function () {
     assert.match(list, /^pictured +\d+ +golden +\d+s +\d+\.\d MiB +warm +[0-9a-f]{12} +yes *$/m);
     const verified = await hakobu(["images", "pictured", "--verify", "--json"], env);
     assert.equal(verified.code, 0, verified.err);
+    // What its host says: why it did not start from an image.
+    assert.match((await hakobu(["get"], env)).out, /^NAME .* NOTE *$[^]*^pictured .* there is no image yet *$/m);
     const [image] = JSON.parse(verified.out) as { usable: boolean; damaged: boolean }[];
     assert.deepEqual([image?.usable, image?.damaged], [true, false]);
   });
