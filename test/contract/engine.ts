@@ -68,6 +68,19 @@ export async function whenListening(engine: Engine, instance: Instance, limitMs 
   }
 }
 
+/** Looks for what runs until the launch has ended. */
+async function lookedAt<T>(engine: Engine, launch: Promise<T>): Promise<T> {
+  let ended = false;
+  const outcome = launch.finally(() => (ended = true));
+  // Whoever fails here is told below.
+  outcome.catch(() => {});
+  while (!ended) {
+    await engine.find();
+    await new Promise(setImmediate);
+  }
+  return outcome;
+}
+
 /** Processes of the machine that were started as that container: restored ones keep their environment. */
 export async function processesOf(container: string): Promise<number[]> {
   const wanted = `HAKOBU_CONTAINER=${container}`;
@@ -249,6 +262,13 @@ export function engineContract(title: string, bench: EngineBench): void {
       await nothingLeft();
     });
 
+    it("is not disturbed in a start by whoever looks for what runs, as a host does that joins again", async () => {
+      const { instance } = await lookedAt(engine, engine.start(launchOf(fresh()), limit()));
+      await whenListening(engine, instance);
+      assert.equal(await get(instance, "/count"), "1");
+      assert.deepEqual(await engine.find(), [instance]);
+    });
+
     it("notes that a running container has been claimed again, and tells it", async () => {
       const instance = await started(fresh());
       const renewed = await engine.renew(instance, 77);
@@ -331,6 +351,12 @@ export function engineContract(title: string, bench: EngineBench): void {
         assert.deepEqual(await bench.engine(hosts[1]).find(), [instance]);
         await bench.engine(hosts[1]).stop(instance, 1000);
         await nothingLeft();
+      });
+
+      it("is not disturbed in a restore by whoever looks for what runs", async () => {
+        const { instance } = await lookedAt(other, other.restore(launchOf(spec), image, limit()));
+        assert.equal(await get(instance, "/count"), "2");
+        await other.stop(instance, 0);
       });
 
       it("refuses a damaged image and leaves nothing of the attempt", async () => {
@@ -434,6 +460,16 @@ export function engineContract(title: string, bench: EngineBench): void {
           await nothingLeft();
         });
 
+        it("stays when its own agent looks for what runs, while it is made and afterwards", async () => {
+          const standby = await lookedAt(other, hold());
+          assert.deepEqual(await other.find(), []);
+          const { instance } = await standby.run(7);
+          assert.equal(await get(instance, "/count"), "2");
+          assert.deepEqual(await other.find(), [instance]);
+          await other.stop(instance, 0);
+          await nothingLeft();
+        });
+
         it("leaves nothing when it is aborted at any point", async () => {
           for (const afterMs of [0, 4, 12, 25, 40]) {
             const abort = new AbortController();
@@ -448,6 +484,8 @@ export function engineContract(title: string, bench: EngineBench): void {
         it("says that its processes have gone, and leaves nothing", async () => {
           const standby = await hold();
           for (const pid of await processesOf(spec.name)) process.kill(pid, "SIGKILL");
+          const end = performance.now() + 5000;
+          while ((await processesOf(spec.name)).length > 0) assert.ok(performance.now() < end, "they are alive");
           await assert.rejects(standby.run(7), codeIs("RESTORE_FAILED"));
           await nothingLeft();
         });

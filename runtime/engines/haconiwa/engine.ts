@@ -20,6 +20,7 @@ import { tellEpoch } from "../run-directory.js";
 import { isListening } from "../listening.js";
 import { readOutputLog } from "../output-log.js";
 import { handlesTerm, identify, isRunning, signalProcess, waitUntil } from "../process-table.js";
+import { Turns } from "../turns.js";
 import { baseLayer } from "../runc/base-layer.js";
 import { type Cgroups, findCgroups, scaleCgroup } from "../runc/cgroup.js";
 import { type Criu, openCriu, removeStaleMountPoints } from "../runc/criu.js";
@@ -73,7 +74,7 @@ export class HaconiwaEngine implements Engine {
   readonly #cgroups: Cgroups;
   readonly #layers = new Map<string, Promise<string>>();
   readonly #rootfs = new Map<string, string>();
-  readonly #turns = new Map<string, Promise<unknown>>();
+  readonly #turns = new Turns();
   readonly #prober = new TcpProber();
 
   constructor({ hostId, stateDir, log, binary, hidden = [] }: HaconiwaEngineOptions) {
@@ -116,7 +117,7 @@ export class HaconiwaEngine implements Engine {
     const title = `the checkpoint of ${spec.name}`;
     const program = this.#required(this.#program, "CHECKPOINT_FAILED", notInstalled);
     const service = this.#required(this.#service, "CHECKPOINT_FAILED", noCriu);
-    return this.#inTurn(container, async () => {
+    return this.#turns.inTurn(container, async () => {
       if (signal.aborted) throw abortError(signal, title);
       if (!isRunning(instance))
         throw new HakobuError("CHECKPOINT_FAILED", `${container} does not run any more: nothing to image`);
@@ -148,7 +149,7 @@ export class HaconiwaEngine implements Engine {
 
   async scale(instance: Instance, limits: ContainerSpec["limits"]): Promise<void> {
     const names = this.#names(instance.container);
-    await this.#inTurn(instance.container, async () => {
+    await this.#turns.inTurn(instance.container, async () => {
       scaleCgroup(this.#cgroups, names, limits);
       await growRootfs(names, limits);
     });
@@ -165,7 +166,7 @@ export class HaconiwaEngine implements Engine {
   async stop(instance: Instance, graceMs: number): Promise<void> {
     const { container, pid } = instance;
     const names = this.#names(container);
-    await this.#inTurn(container, async () => {
+    await this.#turns.inTurn(container, async () => {
       // Without a handler for it the first process of a pid namespace never notices a TERM.
       if (graceMs > 0 && isRunning(instance) && handlesTerm(pid)) {
         await this.#term(names, pid);
@@ -191,7 +192,7 @@ export class HaconiwaEngine implements Engine {
     removeStaleMountPoints();
     for (const container of containersIn(this.#directory)) {
       const names = this.#names(container);
-      await this.#inTurn(container, async () => {
+      await this.#turns.inTurn(container, async () => {
         const instance = readInstance(names.directory);
         const supervisor = supervisorIn(names.pidFile);
         const supervised = supervisor === undefined ? undefined : containerOf(supervisor);
@@ -230,7 +231,7 @@ export class HaconiwaEngine implements Engine {
     const { spec } = launch;
     const title = `${image === undefined ? "the start" : "the restore"} of ${spec.name}`;
     const names = this.#names(spec.name);
-    return this.#inTurn(spec.name, async () => {
+    return this.#turns.inTurn(spec.name, async () => {
       if (signal.aborted) throw abortError(signal, title);
       const program = this.#required(this.#program, failure, notInstalled);
       if (image !== undefined) this.#required(this.#criu, failure, noCriu);
@@ -351,17 +352,6 @@ export class HaconiwaEngine implements Engine {
         "haconiwa kill failed: signals it itself",
       );
       signalProcess(pid, "SIGTERM");
-    }
-  }
-
-  async #inTurn<T>(container: string, work: () => Promise<T>): Promise<T> {
-    const before = this.#turns.get(container) ?? Promise.resolve();
-    const turn = before.then(work, work);
-    this.#turns.set(container, turn);
-    try {
-      return await turn;
-    } finally {
-      if (this.#turns.get(container) === turn) this.#turns.delete(container);
     }
   }
 
