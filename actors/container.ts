@@ -37,6 +37,8 @@ export interface ContainerDeps extends RestorationDeps {
 const drainLimitMs = 10_000;
 /** Between idle and the stop: a request that arrives meanwhile keeps it running. */
 const idleGraceMs = 50;
+/** How often the output of a container that runs is kept from growing. */
+const boundEveryMs = 10_000;
 
 export class ContainerActor {
   readonly name: string;
@@ -57,6 +59,8 @@ export class ContainerActor {
   #content: Promise<Pick<Taken, "content">> = Promise.resolve({});
   #trigger: TraceContext | undefined;
   #lastActivityMs: number;
+  /** When its output is bounded again. */
+  #nextBoundMs = 0;
   #idleTimer: unknown;
   #stopGraceMs: number | undefined;
   /** Its memory is in an image: it must not notice that it ends. */
@@ -195,6 +199,16 @@ export class ContainerActor {
   check(): void {
     if (this.#instance === undefined || !this.#actor.getSnapshot().matches("running")) return;
     if (!this.#deps.engine.alive(this.#instance)) this.send({ type: "GONE" });
+    else this.#boundOutput();
+  }
+
+  #boundOutput(): void {
+    const { clock, engine, log } = this.#deps;
+    if (clock.now() < this.#nextBoundMs) return;
+    this.#nextBoundMs = clock.now() + boundEveryMs;
+    engine
+      .boundOutput(this.name)
+      .catch((error: unknown) => log.warn({ container: this.name, reason: reasonOf(error) }, "its output grows"));
   }
 
   /**

@@ -328,6 +328,14 @@ export class HostActor {
     return container;
   }
 
+  /** Of containers whose specification is gone nothing is kept. */
+  #tidy(): void {
+    const { engines, view, log } = this.#deps;
+    const wanted = (name: string): boolean => this.#containers.has(name) || view.spec(name) !== undefined;
+    for (const engine of engines.values())
+      engine.tidy(wanted).catch((error: unknown) => log.warn({ reason: reasonOf(error) }, "old output is still there"));
+  }
+
   /** A claim whose answer was lost has been applied after all. */
   #discovered(placement: Placement): void {
     const record = this.#deps.view.spec(placement.container);
@@ -338,6 +346,7 @@ export class HostActor {
   async #forget(container: ContainerActor): Promise<void> {
     if (this.#containers.get(container.name) !== container) return;
     this.#containers.delete(container.name);
+    if (this.#deps.view.spec(container.name) === undefined) this.#tidy();
     if (this.#moves.underWay(container.name)) return;
     await this.#releases.giveUp(container.name, container.epoch);
   }
@@ -355,7 +364,7 @@ export class HostActor {
       }
       case "spec": {
         const container = this.#containers.get(noticed.name);
-        if (container === undefined) return;
+        if (container === undefined) return noticed.record === undefined ? this.#tidy() : undefined;
         if (noticed.record === undefined) container.send({ type: "RELOCATE", reason: "its specification was deleted" });
         else if (!this.#refresher.prepares(container, noticed.record)) container.update(noticed.record);
         return;
@@ -389,6 +398,7 @@ export class HostActor {
           },
           membership,
         );
+        this.#tidy();
         log.info({ host: this.#record.id, address: `${this.#record.address}:${this.#record.port}` }, "host joined");
         return;
       } catch (error) {

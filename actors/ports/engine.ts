@@ -93,4 +93,8 @@ export interface Engine {
   close?(): Promise<void>;
   /** The last lines that the container wrote to its standard output and error. */
   output(container: string, lines: number): Promise<string>;
+  /** Keeps what a running container writes there from filling the disk; to be called now and then. */
+  boundOutput(container: string): Promise<void>;
+  /** Removes what outlives a container, its output, where none of that name is wanted and nothing of it is there. */
+  tidy(wanted: (container: string) => boolean): Promise<void>;
 }

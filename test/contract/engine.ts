@@ -269,6 +269,29 @@ export function engineContract(title: string, bench: EngineBench): void {
       assert.deepEqual(await engine.find(), [instance]);
     });
 
+    it("bounds what a running container writes, and keeps it until its container is not wanted any more", async () => {
+      const instance = await started(fresh());
+      const names: string[] = [];
+      const tidy = (wanted: boolean): Promise<void> =>
+        engine.tidy((name) => {
+          names.push(name);
+          return wanted;
+        });
+      await tidy(false);
+      assert.ok(names.includes(instance.container));
+      assert.equal(await get(instance, "/count"), "1");
+      assert.match(await engine.output(instance.container, 1), /count 1/);
+      await engine.boundOutput(instance.container);
+      await engine.stop(instance, 1000);
+      await tidy(true);
+      assert.match(await engine.output(instance.container, 1), /count 1/);
+      await tidy(false);
+      assert.equal(await engine.output(instance.container, 1), "");
+      names.length = 0;
+      await tidy(false);
+      assert.deepEqual(names, []);
+    });
+
     it("notes that a running container has been claimed again, and tells it", async () => {
       const instance = await started(fresh());
       const renewed = await engine.renew(instance, 77);

@@ -7,6 +7,7 @@
 //   E3  What changes one container happens one after the other.
 //   E4  A dump is never cut by its caller: a container in which CRIU works would be damaged. An abort is reported when it has ended.
 import { mkdirSync, writeFileSync } from "node:fs";
+import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { type ErrorCode, HakobuError, reasonOf } from "../../../actors/hakobu-error.js";
 import type { Engine, Instance, Launch, Launched, Phases } from "../../../actors/ports/engine.js";
@@ -18,7 +19,7 @@ import { abortError } from "../command.js";
 import { containersIn, readInstance, writeInstance } from "../instance-file.js";
 import { tellEpoch } from "../run-directory.js";
 import { isListening } from "../listening.js";
-import { readOutputLog } from "../output-log.js";
+import { boundOutputLog, readOutputLog } from "../output-log.js";
 import { handlesTerm, identify, isRunning, signalProcess, waitUntil } from "../process-table.js";
 import { Turns } from "../turns.js";
 import { baseLayer } from "../runc/base-layer.js";
@@ -210,6 +211,19 @@ export class HaconiwaEngine implements Engine {
 
   output(container: string, lines: number): Promise<string> {
     return readOutputLog(this.#names(container).outputLog, lines);
+  }
+
+  boundOutput(container: string): Promise<void> {
+    return boundOutputLog(this.#names(container).outputLog);
+  }
+
+  async tidy(wanted: (container: string) => boolean): Promise<void> {
+    for (const container of containersIn(this.#directory))
+      await this.#turns.inTurn(container, async () => {
+        const names = this.#names(container);
+        if (!wanted(container) && readInstance(names.directory) === undefined && !hasSandbox(names))
+          await rm(names.directory, { recursive: true, force: true });
+      });
   }
 
   /** Ends `criu service`; containers go on. Idempotent. */

@@ -5,6 +5,7 @@
 //   E2  What find() does not return is not there, but for standbys and shadows of this agent: leftovers of dead instances are removed.
 //   E3  What changes one container happens one after the other: find() waits for a launch and meets what came of it, not its middle.
 import { closeSync, mkdirSync, openSync, readFileSync, writeFileSync } from "node:fs";
+import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { type ErrorCode, HakobuError, reasonOf } from "../../../actors/hakobu-error.js";
 import type { Engine, Instance, Launch, Launched, Phases, Standby } from "../../../actors/ports/engine.js";
@@ -14,7 +15,7 @@ import { findCriu } from "../../doctor/criu-binary.js";
 import { abortError, lastLines, runCommand } from "../command.js";
 import { checkContainerName, containersIn, readInstance, writeInstance } from "../instance-file.js";
 import { isListening } from "../listening.js";
-import { readOutputLog } from "../output-log.js";
+import { boundOutputLog, readOutputLog } from "../output-log.js";
 import { fillRunDirectory, tellEpoch } from "../run-directory.js";
 import { handlesTerm, identify, isRunning, signalProcess, waitUntil } from "../process-table.js";
 import { Turns } from "../turns.js";
@@ -307,6 +308,23 @@ export class RuncEngine implements Engine {
 
   output(container: string, lines: number): Promise<string> {
     return readOutputLog(this.#names(container).outputLog, lines);
+  }
+
+  boundOutput(container: string): Promise<void> {
+    return boundOutputLog(this.#names(container).outputLog);
+  }
+
+  async tidy(wanted: (container: string) => boolean): Promise<void> {
+    for (const container of containersIn(this.#directory))
+      await this.#turns.inTurn(container, async () => {
+        const names = this.#names(container);
+        if (
+          !wanted(container) &&
+          readInstance(names.directory) === undefined &&
+          !hasSandbox(names, this.#sandbox.runcRoot)
+        )
+          await rm(names.directory, { recursive: true, force: true });
+      });
   }
 
   async #launch(
