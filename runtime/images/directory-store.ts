@@ -26,6 +26,7 @@ import type {
 import type { Log } from "../../actors/ports/log.js";
 import type { SpecRecord } from "../../actors/ports/placement-store.js";
 import { checkContainerName, isContainerName } from "../engines/instance-file.js";
+import { isTroubleHere } from "../engines/criu-images.js";
 import { type ClusterKey } from "./cluster-key.js";
 import { defaultRetention, ImageCollector, type Retention } from "./collector.js";
 import {
@@ -120,7 +121,7 @@ export class DirectoryImageStore implements ImageStore {
     if (foreign !== undefined) return foreign;
     if (specHash !== undefined && manifest.specHash !== specHash) return "it was taken with another specification";
     const differs = fingerprint === undefined ? undefined : difference(manifest.fingerprint, fingerprint);
-    return differs ?? damage(image, alwaysDigestedBytes, this.#options.key !== undefined);
+    return differs ?? damage(image, alwaysDigestedBytes, this.#options.key !== undefined).catch(reasonOf);
   }
 
   warm(image: Image, signal: AbortSignal): Promise<void> {
@@ -275,7 +276,12 @@ export class DirectoryImageStore implements ImageStore {
   }
 
   /** Reads every file of it. @returns what is wrong with it; undefined: nothing */
-  async verify(image: Image): Promise<string | undefined> {
+  verify(image: Image): Promise<string | undefined> {
+    return this.#damage(image).catch(reasonOf);
+  }
+
+  /** @throws HakobuError UNAVAILABLE where it cannot be known here */
+  async #damage(image: Image): Promise<string | undefined> {
     const strict = this.#options.key !== undefined;
     return this.#foreign(image.manifest) ?? damage(image, Number.POSITIVE_INFINITY, strict);
   }
@@ -326,7 +332,8 @@ export class DirectoryImageStore implements ImageStore {
           const full = codeOf(cause) === "ENOSPC";
           // No fault of the image: it stays.
           if (full) throw new HakobuError("OVERLOADED", "no memory is left to decrypt an image", { cause });
-          throw new HakobuError("RESTORE_FAILED", `${path}: ${reasonOf(cause)}`, { cause });
+          const code = isTroubleHere(cause) ? "UNAVAILABLE" : "RESTORE_FAILED";
+          throw new HakobuError(code, `${path}: ${reasonOf(cause)}`, { cause });
         });
       }
       return clear;
@@ -358,7 +365,7 @@ export class DirectoryImageStore implements ImageStore {
     try {
       // Another image may have taken its place meanwhile: it is not judged by this one's manifest.
       const same = async (): Promise<boolean> => isDeepStrictEqual(await this.#reread(image), image);
-      const reason = (await same()) ? await this.verify(image) : undefined;
+      const reason = (await same()) ? await this.#damage(image) : undefined;
       if (reason !== undefined && (await same()))
         await this.setAside(image, `${reason} (seen by ${hostname()} after a restore)`);
     } finally {

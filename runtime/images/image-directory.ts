@@ -14,6 +14,7 @@ import { open, readdir, readFile, stat } from "node:fs/promises";
 import { join, relative } from "node:path";
 import { HakobuError, reasonOf } from "../../actors/hakobu-error.js";
 import type { Image, Manifest } from "../../actors/ports/image-store.js";
+import { isTroubleHere } from "../engines/criu-images.js";
 import { parseManifest } from "./manifest.js";
 import { codeOf, referencesName } from "./reference.js";
 
@@ -98,31 +99,42 @@ export function difference(
   return undefined;
 }
 
-/** `strict`: a file that the manifest does not name is damage too. @returns what is wrong with its files */
+/**
+ * `strict`: a file that the manifest does not name is damage too. @returns what is wrong with its files
+ * @throws HakobuError UNAVAILABLE where they cannot be read here (EIO, ESTALE, EMFILE): that tells nothing of the image
+ */
 export async function damage(image: Image, digestBelowBytes: number, strict: boolean): Promise<string | undefined> {
   const { directory, manifest } = image;
-  try {
-    const looks = Object.entries(manifest.files).map(async ([path, { bytes, sha256 }]) => {
-      const file = join(directory, path);
-      const stats = await stat(file).catch(() => undefined);
-      if (stats === undefined || !stats.isFile()) return `${path} is missing`;
-      if (stats.size !== bytes) return `${path} has ${stats.size} bytes instead of ${bytes}`;
-      if (bytes >= digestBelowBytes) return undefined;
-      return (await digestOf(file)) === sha256 ? undefined : `${path} has changed: its SHA-256 is another one`;
-    });
-    const results = await Promise.all(looks.map((look) => look.catch(reasonOf)));
-    const found = results.find((result) => result !== undefined);
-    if (found !== undefined) return found;
-    if ((await stat(join(directory, referencesName)).catch(() => undefined)) === undefined)
-      return "it is being removed";
-    if (!strict) return undefined;
-    const more = (await filesIn(directory)).find(
-      (path) => path !== manifestName && !path.startsWith(`${referencesName}/`) && !Object.hasOwn(manifest.files, path),
-    );
-    return more === undefined ? undefined : `${more} does not belong to it`;
-  } catch (error) {
-    return reasonOf(error);
-  }
+  const looks = Object.entries(manifest.files).map(async ([path, { bytes, sha256 }]) => {
+    const file = join(directory, path);
+    const stats = await stat(file);
+    if (!stats.isFile()) return `${path} is missing`;
+    if (stats.size !== bytes) return `${path} has ${stats.size} bytes instead of ${bytes}`;
+    if (bytes >= digestBelowBytes) return undefined;
+    return (await digestOf(file)) === sha256 ? undefined : `${path} has changed: its SHA-256 is another one`;
+  });
+  const named = Object.keys(manifest.files);
+  const results = await Promise.all(
+    looks.map((look, at) => look.catch((error: unknown) => absence(`${named[at]} is missing`, error))),
+  );
+  const found = results.find((result) => result !== undefined);
+  if (found !== undefined) return found;
+  const opened = stat(join(directory, referencesName)).then(() => undefined);
+  const closed = await opened.catch((error: unknown) => absence("it is being removed", error));
+  if (closed !== undefined || !strict) return closed;
+  const more = await filesIn(directory).catch((error: unknown) => absence("it is being removed", error));
+  if (typeof more === "string") return more;
+  const foreign = more.find(
+    (path) => path !== manifestName && !path.startsWith(`${referencesName}/`) && !Object.hasOwn(manifest.files, path),
+  );
+  return foreign === undefined ? undefined : `${foreign} does not belong to it`;
+}
+
+/** @returns `absent` where that is what the error means. @throws HakobuError UNAVAILABLE */
+function absence(absent: string, error: unknown): string {
+  if (error instanceof HakobuError) return reasonOf(error);
+  if (!isTroubleHere(error)) return absent;
+  throw new HakobuError("UNAVAILABLE", `it cannot be read here: ${reasonOf(error)}`, { cause: error, retryable: true });
 }
 
 export async function digestOf(file: string): Promise<string> {

@@ -271,14 +271,14 @@ export function engineContract(title: string, bench: EngineBench): void {
 
     it("bounds what a running container writes, and keeps it until its container is not wanted any more", async () => {
       const instance = await started(fresh());
-      const names: string[] = [];
+      const asked: string[] = [];
       const tidy = (wanted: boolean): Promise<void> =>
         engine.tidy((name) => {
-          names.push(name);
+          asked.push(name);
           return wanted;
         });
       await tidy(false);
-      assert.ok(names.includes(instance.container));
+      assert.ok(asked.includes(instance.container));
       assert.equal(await get(instance, "/count"), "1");
       assert.match(await engine.output(instance.container, 1), /count 1/);
       await engine.boundOutput(instance.container);
@@ -287,9 +287,9 @@ export function engineContract(title: string, bench: EngineBench): void {
       assert.match(await engine.output(instance.container, 1), /count 1/);
       await tidy(false);
       assert.equal(await engine.output(instance.container, 1), "");
-      names.length = 0;
+      asked.length = 0;
       await tidy(false);
-      assert.deepEqual(names, []);
+      assert.deepEqual(asked, []);
     });
 
     it("notes that a running container has been claimed again, and tells it", async () => {
@@ -509,7 +509,7 @@ export function engineContract(title: string, bench: EngineBench): void {
           for (const pid of await processesOf(spec.name)) process.kill(pid, "SIGKILL");
           const end = performance.now() + 5000;
           while ((await processesOf(spec.name)).length > 0) assert.ok(performance.now() < end, "they are alive");
-          await assert.rejects(standby.run(7), codeIs("RESTORE_FAILED"));
+          await assert.rejects(standby.run(7), codeIs("START_FAILED"));
           await nothingLeft();
         });
       });

@@ -19,6 +19,7 @@ import { abortError } from "../command.js";
 import { containersIn, readInstance, writeInstance } from "../instance-file.js";
 import { tellEpoch } from "../run-directory.js";
 import { isListening } from "../listening.js";
+import { Hangs } from "../hangs.js";
 import { boundOutputLog, readOutputLog } from "../output-log.js";
 import { handlesTerm, identify, isRunning, signalProcess, waitUntil } from "../process-table.js";
 import { Turns } from "../turns.js";
@@ -76,6 +77,7 @@ export class HaconiwaEngine implements Engine {
   readonly #layers = new Map<string, Promise<string>>();
   readonly #rootfs = new Map<string, string>();
   readonly #turns = new Turns();
+  readonly #hangs = new Hangs();
   readonly #prober = new TcpProber();
 
   constructor({ hostId, stateDir, log, binary, hidden = [] }: HaconiwaEngineOptions) {
@@ -247,12 +249,12 @@ export class HaconiwaEngine implements Engine {
     const names = this.#names(spec.name);
     return this.#turns.inTurn(spec.name, async () => {
       if (signal.aborted) throw abortError(signal, title);
-      const program = this.#required(this.#program, failure, notInstalled);
-      if (image !== undefined) this.#required(this.#criu, failure, noCriu);
+      const program = this.#required(this.#program, "UNAVAILABLE", notInstalled);
+      if (image !== undefined) this.#required(this.#criu, "UNAVAILABLE", noCriu);
       const known = readInstance(names.directory);
       if (known !== undefined && isRunning(known))
         throw new HakobuError(
-          failure,
+          "START_FAILED",
           `${spec.name} runs on this host already, as process ${known.pid}: stop it first`,
         );
       try {
@@ -264,7 +266,7 @@ export class HaconiwaEngine implements Engine {
         );
         if (signal.aborted) throw abortError(signal, title);
         if (error instanceof HakobuError) throw error;
-        throw new HakobuError(failure, `${title} failed: ${reasonOf(error)}`, { cause: error });
+        throw new HakobuError("START_FAILED", `${title} failed: ${reasonOf(error)}`, { cause: error });
       }
     });
   }
@@ -295,7 +297,9 @@ export class HaconiwaEngine implements Engine {
     await program.up(command, names, this.#cgroups.of(names), call);
     const acceptedMs = performance.now();
     const limitMs = image === undefined ? startLimitMs : restoreLimitMs + (bytes / 1024 / 1024) * restoreLimitMsPerMiB;
-    const pid = await this.#whenUp(failure, program, names, spec, image !== undefined, limitMs, signal);
+    const pid = await this.#hangs.watch(spec.name, signal, () =>
+      this.#whenUp(failure, program, names, spec, image !== undefined, limitMs, signal),
+    );
     const { startTime } = identify(pid);
     const instance: Instance = {
       container: spec.name,
@@ -346,7 +350,7 @@ export class HaconiwaEngine implements Engine {
       if (ended) throw new HakobuError(failure, `${what} of ${name} was accepted, then it ended: ${await why()}`);
       if (performance.now() > end)
         throw new HakobuError(
-          failure,
+          restored ? "DEADLINE_EXCEEDED" : failure,
           `${what} of ${name} was accepted, then nothing came of it in ${limitMs} ms (${
             answers ? "no live supervisor in its pid file" : "its port does not answer"
           }): ${await why()}`,

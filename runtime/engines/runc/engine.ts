@@ -15,6 +15,7 @@ import { findCriu } from "../../doctor/criu-binary.js";
 import { abortError, lastLines, runCommand } from "../command.js";
 import { checkContainerName, containersIn, readInstance, writeInstance } from "../instance-file.js";
 import { isListening } from "../listening.js";
+import { Hangs } from "../hangs.js";
 import { boundOutputLog, readOutputLog } from "../output-log.js";
 import { fillRunDirectory, tellEpoch } from "../run-directory.js";
 import { handlesTerm, identify, isRunning, signalProcess, waitUntil } from "../process-table.js";
@@ -66,6 +67,7 @@ export class RuncEngine implements Engine {
     { readonly signature: string; readonly fingerprint: Readonly<Record<string, string>> }
   >();
   readonly #turns = new Turns();
+  readonly #hangs = new Hangs();
   /** Standbys and shadows of this agent: find() leaves them alone. */
   readonly #held = new Set<string>();
   #ready: Promise<void> | undefined;
@@ -130,7 +132,7 @@ export class RuncEngine implements Engine {
   }
 
   async #start(launch: Launch, as: string, signal: AbortSignal): Promise<Launched> {
-    const laid = await this.#launch("START_FAILED", launch, as, undefined, signal, async (names, binds, ready) => {
+    const laid = await this.#launch(launch, as, undefined, signal, async (names, binds, ready) => {
       await ready;
       writeFileSync(join(names.bundle, "config.json"), JSON.stringify(ociConfig(names, launch, binds)));
       const log = join(names.bundle, "runc.log");
@@ -188,21 +190,17 @@ export class RuncEngine implements Engine {
     } catch (error) {
       await this.#remove(names);
       const message = `${names.container} did not go on: ${reasonOf(error)}`;
-      throw new HakobuError("RESTORE_FAILED", message, { cause: error });
+      throw new HakobuError("START_FAILED", message, { cause: error });
     }
   }
 
-  #restore(launch: Launch, directory: string, stopped: boolean, signal: AbortSignal): Promise<Laid> {
-    return this.#launch("RESTORE_FAILED", launch, launch.spec.name, directory, signal, (names, binds, ready) =>
-      restore(this.#requireCriu("RESTORE_FAILED"), names, {
-        directory,
-        binds,
-        cgroups: this.#sandbox.cgroups.of(names),
-        ready,
-        stopped,
-        signal,
-      }),
-    );
+  async #restore(launch: Launch, directory: string, stopped: boolean, signal: AbortSignal): Promise<Laid> {
+    const criu = this.#requireCriu("UNAVAILABLE");
+    return this.#launch(launch, launch.spec.name, directory, signal, (names, binds, ready) => {
+      const cgroups = this.#sandbox.cgroups.of(names);
+      const options = { directory, binds, cgroups, ready, stopped, signal };
+      return this.#hangs.watch(names.container, signal, () => restore(criu, names, options));
+    });
   }
 
   /** Notes it on disk: from now on an agent that starts again finds it. */
@@ -328,7 +326,6 @@ export class RuncEngine implements Engine {
   }
 
   async #launch(
-    failure: ErrorCode,
     launch: Launch,
     as: string,
     image: string | undefined,
@@ -342,7 +339,7 @@ export class RuncEngine implements Engine {
     if (signal.aborted) throw abortError(signal, title);
     const known = readInstance(names.directory);
     if (known !== undefined && isRunning(known))
-      throw new HakobuError(failure, `${as} runs on this host already, as process ${known.pid}: stop it first`);
+      throw new HakobuError("START_FAILED", `${as} runs on this host already, as process ${known.pid}: stop it first`);
     try {
       await this.prepare();
       if (hasSandbox(names, this.#sandbox.runcRoot)) await this.#remove(names);
@@ -370,7 +367,7 @@ export class RuncEngine implements Engine {
       if (signal.aborted) throw abortError(signal, title);
       // What is not the image's fault keeps its own code: the image stays in use.
       if (error instanceof HakobuError) throw error;
-      throw new HakobuError(failure, `${title} failed: ${reasonOf(error)}`, { cause: error });
+      throw new HakobuError("START_FAILED", `${title} failed: ${reasonOf(error)}`, { cause: error });
     }
   }
 
