@@ -31,6 +31,7 @@ import { type ClusterKey } from "./cluster-key.js";
 import { defaultRetention, ImageCollector, type Retention } from "./collector.js";
 import {
   alwaysDigestedBytes,
+  badSuspendedName,
   damage,
   difference,
   directoriesIn,
@@ -103,8 +104,9 @@ export class DirectoryImageStore implements ImageStore {
   async find(record: SpecRecord, fingerprint: Readonly<Record<string, string>>): Promise<FoundImage> {
     const container = record.spec.name;
     const skipped: SkippedImage[] = [];
-    for (const { bad, path, ...version } of await placesIn(this.#of(container))) {
+    for (const { bad, path, epoch, sequence } of await placesIn(this.#of(container))) {
       if (bad) continue;
+      const version = { epoch, sequence };
       const image = await readImage(path, container, version);
       const reason =
         typeof image === "string" ? image : await this.unusable(image, { specHash: record.hash, fingerprint });
@@ -204,13 +206,22 @@ export class DirectoryImageStore implements ImageStore {
     const before = record.spec.onIdle === "suspend" ? await lastRun(home) : 0;
     const skipped = (reason: string): FoundImage => ({ skipped: [{ container, epoch, reason }] });
     if (before > epoch) return skipped(`the container has run since, at epoch ${before}`);
-    // Written where it changes something only: the path of a wake-up.
-    if (record.spec.onIdle === "suspend" && before < epoch) await noteRun(home, epoch);
-    const directory = await takeAside(home, epoch);
+    // First, for a full disk hinders no rename: what is out of the way is restored by nobody, noted or not.
+    const directory = await takeAside(home, epoch).finally(async () => {
+      // Written where it changes something only: the path of a wake-up.
+      if (record.spec.onIdle === "suspend" && before < epoch)
+        await noteRun(home, epoch).catch((error: unknown) =>
+          this.#log.warn(
+            { container, epoch, reason: reasonOf(error) },
+            "it could not be noted that the container runs",
+          ),
+        );
+    });
     if (directory === undefined) return { skipped: [] };
     const image = await readImage(directory, container, undefined);
     if (typeof image === "string") {
-      await rm(directory, { recursive: true, force: true });
+      // It may be good, and is the only copy of what users did.
+      await this.#moveAside(container, directory, badSuspendedName(epoch), image);
       return skipped(image);
     }
     const { manifest } = image;
@@ -236,19 +247,24 @@ export class DirectoryImageStore implements ImageStore {
     await rm(gone, { recursive: true, force: true });
   }
 
-  async setAside(image: Image, reason: string): Promise<void> {
-    const { container, epoch } = image.manifest;
+  async setAside({ directory, manifest }: Image, reason: string): Promise<void> {
+    const suspended = manifest.tier === "suspended";
+    const name = suspended ? badSuspendedName(manifest.epoch) : `.bad-${nameOf(versionOf(manifest))}`;
+    await this.#moveAside(manifest.container, directory, name, reason);
+  }
+
+  async #moveAside(container: string, directory: string, name: string, reason: string): Promise<void> {
     const home = this.#of(container);
-    const bad = join(home, `.bad-${nameOf(versionOf(image.manifest))}`);
+    const bad = join(home, name);
     try {
       await rm(bad, { recursive: true, force: true });
-      await rename(image.directory, bad);
+      await rename(directory, bad);
     } catch (error) {
       // Another host has set it aside or removed it already.
       if (codeOf(error) === "ENOENT") return;
       throw error;
     }
-    this.#log.warn({ container, epoch, reason }, "image set aside");
+    this.#log.warn({ container, image: bad, reason }, "image set aside");
     // Without its reason, where the disk is full, it is out of the way all the same.
     await writeFile(join(bad, reasonName), `${reason}\n`, { mode: 0o600 }).catch(() => {});
     await sync(home);
@@ -262,10 +278,11 @@ export class DirectoryImageStore implements ImageStore {
       const home = this.#of(each);
       const suspended = await readSuspended(home, each);
       if (suspended !== undefined) all.push(suspended);
-      for (const { bad, path, ...version } of await placesIn(home)) {
+      for (const { bad, suspended: memory, path, ...version } of await placesIn(home)) {
         if (bad) {
           const reason = await readFile(join(path, reasonName), "utf8").catch(() => "set aside, no reason is kept");
-          all.push({ container: each, ...version, reason: reason.trim() });
+          const tier = memory ? ({ tier: "suspended" } as const) : {};
+          all.push({ container: each, ...version, ...tier, reason: reason.trim() });
           continue;
         }
         const image = await readImage(path, each, version);

@@ -3,6 +3,7 @@
 //
 //   .draft-<epoch>-<random>   being written
 //   .bad-<name>               set aside, with reason.txt; no reader opens it
+//   .bad-suspended-<epoch>-<random>   one of the suspended tier that was
 //   .gone-<name>-<random>     being removed; no reader opens it
 //   suspended                 the image of the suspended tier (suspended.ts)
 //   .taken-<epoch>-<random>   that one, while it is being restored
@@ -23,7 +24,7 @@ export const reasonName = "reason.txt";
 /** Files up to this size are read whole at every find. */
 export const alwaysDigestedBytes = 1024 * 1024;
 
-export type Beside = "draft" | "gone" | "taken";
+export type Beside = "bad-suspended" | "draft" | "gone" | "taken";
 
 export function nameBeside(kind: Beside, epoch: number | string): string {
   return `.${kind}-${epoch}-${randomBytes(6).toString("hex")}`;
@@ -37,6 +38,8 @@ export interface Version {
 
 export interface Place extends Version {
   readonly bad: boolean;
+  /** A bad one of the suspended tier. */
+  readonly suspended: boolean;
   readonly path: string;
 }
 
@@ -49,6 +52,11 @@ export function nameOf({ epoch, sequence }: Version): string {
   return sequence === 0 ? String(epoch) : `${epoch}.${sequence}`;
 }
 
+/** Of one of the suspended tier that is set aside. None is like another: each is the only copy of what it holds. */
+export function badSuspendedName(epoch: number): string {
+  return nameBeside("bad-suspended", epoch);
+}
+
 /** More than 0 where `a` is newer. */
 export function compareVersions(a: Version, b: Version): number {
   return a.epoch - b.epoch || a.sequence - b.sequence;
@@ -57,9 +65,13 @@ export function compareVersions(a: Version, b: Version): number {
 /** Images of a container, the bad ones too, newest first. `home`: its directory. */
 export async function placesIn(home: string): Promise<Place[]> {
   const places = (await directoriesIn(home)).flatMap((name) => {
+    const path = join(home, name);
+    const [, memory] = /^\.bad-suspended-(\d+)-[0-9a-f]+$/.exec(name) ?? [];
+    if (memory !== undefined) return [{ epoch: Number(memory), sequence: 0, bad: true, suspended: true, path }];
     const [, bad, epoch, sequence = 0] = /^(\.bad-)?(\d+)(?:\.([1-9]\d*))?$/.exec(name) ?? [];
     if (epoch === undefined) return [];
-    return [{ epoch: Number(epoch), sequence: Number(sequence), bad: bad !== undefined, path: join(home, name) }];
+    const version = { epoch: Number(epoch), sequence: Number(sequence) };
+    return [{ ...version, bad: bad !== undefined, suspended: false, path }];
   });
   return places.sort((a, b) => compareVersions(b, a));
 }

@@ -286,6 +286,8 @@ describe("retention of images", () => {
     const home = join(directory, "blog");
     for (const name of [".gone-0-abc", ".draft-7-old", ".draft-8-new"]) await mkdir(join(home, name));
     await aged(join(home, ".draft-7-old"), 61 * 60 * 1000);
+    await writeFile(join(home, ".draft-9-crashed.ran"), "9");
+    await aged(join(home, ".draft-9-crashed.ran"), 61 * 60 * 1000);
     await plenty().collect();
     assert.deepEqual(await names(), [".draft-8-new", "1"]);
   });

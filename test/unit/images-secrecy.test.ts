@@ -399,6 +399,26 @@ describe("images with the cluster's key", () => {
       await store.close();
     });
 
+    it("gives the suspended image to a run that cannot be noted, and to no later one", async () => {
+      const shared = await tmpfs("images", "5m");
+      const problems: string[] = [];
+      const log = { ...noLog, warn: (_: object, message: string) => void problems.push(message) };
+      const store = storeWith({ directory: shared, log });
+      const draft = await store.begin("blog", 1);
+      await writeFile(join(draft.directory, "pages-1.img"), secret);
+      await draft.publish({ ...taken(1), tier: "suspended" });
+      await writeFile(join(shared, "filler"), randomBytes(5 * chunkBytes)).catch(() => {});
+      const suspends = recordOf("blog", { onIdle: "suspend" }, "hash");
+      const { image } = await store.takeSuspended(suspends, fingerprint, 2);
+      assert.equal(image?.manifest.epoch, 1);
+      assert.deepEqual(problems, ["it could not be noted that the container runs"]);
+      assert.equal((await store.takeSuspended(suspends, fingerprint, 2)).image, undefined);
+      assert.deepEqual(
+        (await readdir(join(shared, "blog"))).filter((name) => !name.startsWith(".taken-")),
+        [],
+      );
+    });
+
     it("keeps an image for which there is no memory now", async () => {
       const small = new PrivateMemory(join(await tmpfs("clear", "1m"), "of-host"));
       const image = await publish(storeWith({ key, memory, encrypt: true }), 1);
