@@ -22,6 +22,7 @@ import type { SpecRecord } from "./ports/placement-store.js";
 import type { ContainerSpec } from "./ports/spec.js";
 import { addPhases, type Span, type TraceContext, type Tracer } from "./ports/tracer.js";
 import type { ActorRegistry } from "./registry.js";
+import { fromStore } from "./store-limit.js";
 import { named } from "./move-report.js";
 import { forgetSuspended, type RestorationDeps, restore } from "./restoration.js";
 
@@ -298,7 +299,8 @@ export class ContainerActor {
     if (this.#unproven !== undefined) {
       const image = this.#unproven;
       this.#unproven = undefined;
-      await this.#deps.images.setAside(image, "the restored copy died before it answered a request");
+      const aside = this.#deps.images.setAside(image, "the restored copy died before it answered a request");
+      await fromStore(this.#deps.clock, aside, { signal });
     }
     const span = this.#span("restore");
     this.#limits = this.#record.spec.limits;
@@ -339,6 +341,7 @@ export class ContainerActor {
     this.#content = contentOf(this.#deps.content, spec, limit);
     try {
       const launched = await engine.start(this.#launch(), limit);
+      if (this.#keepsMemory) void this.#operate(forgetSuspended(this.#deps, this.#record, this.epoch));
       this.#instance = launched.instance;
       const begunMs = clock.now();
       await whenListening(this.#deps, launched.instance, limit);
@@ -368,8 +371,15 @@ export class ContainerActor {
     return this.#record.spec.onIdle === "suspend" && this.#deps.engine.capabilities.checkpoint;
   }
 
-  #suspend(signal: AbortSignal): Promise<void> {
-    return this.#keepsMemory ? this.#takeImage("suspended", signal) : delay(this.#deps.clock, idleGraceMs, signal);
+  async #suspend(signal: AbortSignal): Promise<void> {
+    if (!this.#keepsMemory) return delay(this.#deps.clock, idleGraceMs, signal);
+    try {
+      await this.#takeImage("suspended", signal);
+    } catch (error) {
+      // It goes on: whatever of the image is there is older than its next answer.
+      await forgetSuspended(this.#deps, this.#record, this.epoch);
+      throw error;
+    }
   }
 
   async #takeImage(tier: Tier, signal: AbortSignal): Promise<void> {
@@ -378,7 +388,8 @@ export class ContainerActor {
     const instance = this.#instance;
     if (instance === undefined) return;
     const span = this.#span("checkpoint");
-    const content = tier === "golden" ? await this.#content : {};
+    // A file server that has not answered yet holds nothing up: then the image is of no known content.
+    const content = tier === "golden" ? await Promise.race([this.#content, Promise.resolve({})]) : {};
     await checkpoint(this.#deps, { record: this.#record, epoch: this.epoch, instance, tier, span, ...content }, signal);
     this.#kept = tier === "suspended";
   }

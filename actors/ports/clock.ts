@@ -26,6 +26,24 @@ export function delay(clock: Clock, ms: number, signal?: AbortSignal): Promise<v
   });
 }
 
+/**
+ * What `promise` comes to, unless the signal aborts first: for what takes no signal, or does not heed it in time.
+ * `late` gets what it comes to after that. @throws the signal's reason
+ */
+export function within<T>(promise: Promise<T>, signal: AbortSignal, late?: (value: T) => void): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const onAbort = (): void => reject(signal.reason as Error);
+    if (signal.aborted) onAbort();
+    else signal.addEventListener("abort", onAbort, { once: true });
+    promise
+      .then((value) => {
+        if (signal.aborted) late?.(value);
+        else resolve(value);
+      }, reject)
+      .finally(() => signal.removeEventListener("abort", onAbort));
+  });
+}
+
 /** Aborts with a HakobuError after `ms`; the timer does not keep a process alive. */
 export function deadline(
   clock: Clock,
