@@ -41,6 +41,7 @@ import {
   readImage,
   reasonName,
   sync,
+  type Version,
   versionOf,
 } from "./image-directory.js";
 import type { PrivateMemory } from "./private-memory.js";
@@ -81,6 +82,9 @@ export class DirectoryImageStore implements ImageStore {
   readonly #looked = new Set<string>();
   readonly #timers = new Set<NodeJS.Timeout>();
   #verifying: Promise<void> = Promise.resolve();
+  /** Newest published images by container, whose older ones are to be looked at. */
+  readonly #supersedes = new Map<string, Version>();
+  #collecting: Promise<void> | undefined;
 
   /** @throws HakobuError CONFIG_INVALID */
   constructor(options: DirectoryImageStoreOptions) {
@@ -186,7 +190,8 @@ export class DirectoryImageStore implements ImageStore {
         published = true;
         this.#looked.delete(image.directory);
         if (directory !== draft) await rm(directory, { recursive: true, force: true });
-        await this.#collector.superseded(container, versionOf(image.manifest));
+        this.#supersedes.set(container, versionOf(image.manifest));
+        this.#collecting ??= this.#collectSuperseded();
         return image;
       },
       discard: async () => {
@@ -207,7 +212,10 @@ export class DirectoryImageStore implements ImageStore {
     const skipped = (reason: string): FoundImage => ({ skipped: [{ container, epoch, reason }] });
     if (before > epoch) return skipped(`the container has run since, at epoch ${before}`);
     // First, for a full disk hinders no rename: what is out of the way is restored by nobody, noted or not.
-    const directory = await takeAside(home, epoch).finally(async () => {
+    let directory: string | undefined;
+    try {
+      directory = await takeAside(home, epoch);
+    } finally {
       // Written where it changes something only: the path of a wake-up.
       if (record.spec.onIdle === "suspend" && before < epoch)
         await noteRun(home, epoch).catch((error: unknown) =>
@@ -216,7 +224,7 @@ export class DirectoryImageStore implements ImageStore {
             "it could not be noted that the container runs",
           ),
         );
-    });
+    }
     if (directory === undefined) return { skipped: [] };
     const image = await readImage(directory, container, undefined);
     if (typeof image === "string") {
@@ -313,8 +321,18 @@ export class DirectoryImageStore implements ImageStore {
     await this.#options.memory?.prepare();
   }
 
-  /** Ends verifications, removes what is decrypted. Idempotent. */
+  /** In the background: requests wait for an image that is published, and for nothing that goes because of it. Never rejects. */
+  async #collectSuperseded(): Promise<void> {
+    for (const [container, version] of this.#supersedes) {
+      this.#supersedes.delete(container);
+      await this.#collector.superseded(container, version);
+    }
+    this.#collecting = undefined;
+  }
+
+  /** Ends verifications, waits for what is being collected, removes what is decrypted. Idempotent. */
   async close(): Promise<void> {
+    await this.#collecting;
     for (const timer of this.#timers) clearTimeout(timer);
     this.#timers.clear();
     await this.#verifying;

@@ -19,10 +19,17 @@ describe("retention of images", () => {
   beforeEach(async () => {
     directory = await mkdtemp(join(tmpdir(), "hakobu-images-"));
   });
-  afterEach(() => rm(directory, { recursive: true, force: true }));
+  afterEach(async () => {
+    for (const store of stores.splice(0)) await store.close();
+    await rm(directory, { recursive: true, force: true });
+  });
 
-  const storeWith = (more: Partial<DirectoryImageStoreOptions> = {}): DirectoryImageStore =>
-    new DirectoryImageStore({ directory, log: noLog, ...more });
+  const stores: DirectoryImageStore[] = [];
+  const storeWith = (more: Partial<DirectoryImageStoreOptions> = {}): DirectoryImageStore => {
+    const store = new DirectoryImageStore({ directory, log: noLog, ...more });
+    stores.push(store);
+    return store;
+  };
   /** Publishes and keeps all. */
   const plenty = (): DirectoryImageStore => storeWith({ keep: 100 });
 
@@ -73,12 +80,28 @@ describe("retention of images", () => {
     assert.deepEqual(problems, []);
   });
 
+  it("is waited for by nobody who publishes", async () => {
+    const order: string[] = [];
+    const store = storeWith({
+      keep: 1,
+      log: { ...noLog, debug: (_: object, message: string) => void order.push(message) },
+    });
+    for (const epoch of [1, 2]) {
+      await publish(store, epoch);
+      order.push(`published ${epoch}`);
+    }
+    await store.close();
+    assert.deepEqual(order, ["published 1", "published 2", "image removed"]);
+    assert.deepEqual(await names(), ["2"]);
+  });
+
   describe("an image in use (C2)", () => {
     it("stays until it is given back", async () => {
       const store = storeWith({ keep: 1 });
       const image = await publish(store, 1);
       const restore = await use(store, image);
       for (const epoch of [2, 3]) await publish(store, epoch);
+      await store.close();
       assert.deepEqual(await names(), ["1", "3"]);
       assert.equal((await readFile(join(restore.directory, "pages-1.img"))).length, bytes);
       restore.release();
@@ -138,17 +161,19 @@ describe("retention of images", () => {
           outcomes.whole++;
           restore.release();
         };
+        const collectors = Promise.all([store, storeWith({ keep: 1 })].map((each) => each.collect()));
         const readers = Array.from({ length: 3 }, async (_, n) => {
           for (let turn = 0; turn < n * (round % 5); turn++) await stat(directory);
+          // The last one comes when the collectors have been there.
+          if (n === 2) await collectors;
           await read();
         });
-        const collectors = [store, storeWith({ keep: 1 })].map((each) => each.collect());
-        await Promise.all([...readers, ...collectors]);
+        await Promise.all([...readers, collectors]);
         await store.close();
         await rm(join(directory, "blog"), { recursive: true, force: true });
       }
       assert.equal(outcomes.whole + outcomes.gone, 120);
-      assert.ok(outcomes.whole > 0);
+      assert.ok(outcomes.whole > 0 && outcomes.gone > 0, JSON.stringify(outcomes));
     });
   });
 
@@ -180,6 +205,7 @@ describe("retention of images", () => {
       await aged(join(directory, "blog", ".bad-1", "manifest.json"), hourMs);
       await publish(store, 2);
       await publish(store, 3);
+      await store.close();
       assert.deepEqual(await names(), ["2", "3"]);
     });
 

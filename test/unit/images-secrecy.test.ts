@@ -36,13 +36,17 @@ describe("images with the cluster's key", () => {
   beforeEach(async () => {
     directory = await mkdtemp(join(tmpdir(), "hakobu-images-"));
   });
+  const stores: DirectoryImageStore[] = [];
   afterEach(async () => {
+    for (const store of stores.splice(0)) await store.close();
     await rm(directory, { recursive: true, force: true });
     await memory.close();
   });
 
   function storeWith(more: Partial<DirectoryImageStoreOptions>): DirectoryImageStore {
-    return new DirectoryImageStore({ directory, log: noLog, ...more });
+    const store = new DirectoryImageStore({ directory, log: noLog, ...more });
+    stores.push(store);
+    return store;
   }
 
   const taken = (epoch: number, more: Partial<Taken> = {}): Taken => {
