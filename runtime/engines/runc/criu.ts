@@ -23,6 +23,7 @@ import {
 import { join } from "node:path";
 import { type ErrorCode, HakobuError, reasonOf } from "../../../actors/hakobu-error.js";
 import { runCommand } from "../command.js";
+import { ownDirectory } from "../own-directory.js";
 import { checkSizes, criuDirectory, lastErrorsIn, noteSizes } from "../criu-images.js";
 import type { Names } from "./names.js";
 import type { Bind } from "./oci-config.js";
@@ -55,7 +56,7 @@ export function openCriu(binary: string, paths: readonly string[]): Criu {
   if (!replace) return { binary, digest, prefix: [] };
   // Two builds of CRIU spoil each other's cache.
   const run = `/dev/shm/hakobu-run-${digest}`;
-  mkdirSync(run, { recursive: true, mode: 0o700 });
+  ownDirectory(run);
   const script = `mount --bind ${run} /run && exec "$@"`;
   return { binary, digest, prefix: ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", script, "sh"] };
 }
