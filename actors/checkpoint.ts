@@ -3,7 +3,7 @@
 //   K1  A suspended image that a request has cancelled is never published, or removed at once.
 import { type ApplicationDeps, callHook } from "./application.js";
 import { reasonOf } from "./hakobu-error.js";
-import { deadline } from "./ports/clock.js";
+import { deadline, within } from "./ports/clock.js";
 import type { Content } from "./ports/content.js";
 import type { Instance } from "./ports/engine.js";
 import type { Image, ImageStore, Taken, Tier } from "./ports/image-store.js";
@@ -11,6 +11,7 @@ import type { Log } from "./ports/log.js";
 import type { SpecRecord } from "./ports/placement-store.js";
 import type { ContainerSpec } from "./ports/spec.js";
 import { addPhases, type Span } from "./ports/tracer.js";
+import { fromStore } from "./store-limit.js";
 
 export interface CheckpointDeps extends ApplicationDeps {
   readonly images: ImageStore;
@@ -57,7 +58,8 @@ export async function checkpoint(
     deadline(clock, spec.checkpoint.timeoutMs, `no checkpoint within ${spec.checkpoint.timeoutMs} ms`),
   ]);
   try {
-    const draft = await images.begin(container, epoch);
+    const begun = images.begin(container, epoch);
+    const draft = await fromStore(clock, begun, { signal: limit, late: (late) => void late.discard().catch(() => {}) });
     try {
       const call = { name: "beforeCheckpoint", epoch, reason: tier } as const;
       const hook = await callHook(deps, spec, instance, call, limit);
@@ -73,7 +75,10 @@ export async function checkpoint(
         taken: clock.timestamp(),
         ...(content === undefined ? {} : { content }),
       };
-      const image = await draft.publish(taken, limit);
+      // What a store that hung publishes after all may be restored, but for memory that has gone on since.
+      const image = await within(draft.publish(taken, limit), limit, (late) => {
+        if (tier === "suspended") void images.remove(late).catch(() => {});
+      });
       // A request came in the moment of the rename: what it does is not in this image.
       if (signal.aborted && tier === "suspended") {
         await images.remove(image);
@@ -86,7 +91,9 @@ export async function checkpoint(
       span.end();
       return image;
     } finally {
-      await draft.discard();
+      await fromStore(clock, draft.discard()).catch((error: unknown) =>
+        log.warn({ container, reason: reasonOf(error) }, "the draft of an image is still there"),
+      );
     }
   } catch (error) {
     span.end(error);

@@ -27,6 +27,7 @@ import type { SpecRecord } from "./ports/placement-store.js";
 import type { ContainerSpec } from "./ports/spec.js";
 import { addPhases, type Span, type TraceContext, type Tracer } from "./ports/tracer.js";
 import type { ActorRegistry } from "./registry.js";
+import { fromStore } from "./store-limit.js";
 import { named } from "./move-report.js";
 import { forgetSuspended, type RestorationDeps, restore } from "./restoration.js";
 
@@ -42,6 +43,8 @@ export interface ContainerDeps extends RestorationDeps {
 const drainLimitMs = 10_000;
 /** Between idle and the stop: a request that arrives meanwhile keeps it running. */
 const idleGraceMs = 50;
+/** How often the output of a container that runs is kept from growing. */
+const boundEveryMs = 10_000;
 
 export class ContainerActor {
   readonly name: string;
@@ -62,6 +65,8 @@ export class ContainerActor {
   #content: Promise<Pick<Taken, "content">> = Promise.resolve({});
   #trigger: TraceContext | undefined;
   #lastActivityMs: number;
+  /** When its output is bounded again. */
+  #nextBoundMs = 0;
   #idleTimer: unknown;
   #stopGraceMs: number | undefined;
   /** Its memory is in an image: it must not notice that it ends. */
@@ -203,6 +208,16 @@ export class ContainerActor {
   check(): void {
     if (this.#instance === undefined || !this.#actor.getSnapshot().matches("running")) return;
     if (!this.#deps.engine.alive(this.#instance)) this.send({ type: "GONE" });
+    else this.#boundOutput();
+  }
+
+  #boundOutput(): void {
+    const { clock, engine, log } = this.#deps;
+    if (clock.now() < this.#nextBoundMs) return;
+    this.#nextBoundMs = clock.now() + boundEveryMs;
+    engine
+      .boundOutput(this.name)
+      .catch((error: unknown) => log.warn({ container: this.name, reason: reasonOf(error) }, "its output grows"));
   }
 
   /**
@@ -292,7 +307,8 @@ export class ContainerActor {
     if (this.#unproven !== undefined) {
       const image = this.#unproven;
       this.#unproven = undefined;
-      await this.#deps.images.setAside(image, "the restored copy died before it answered a request");
+      const aside = this.#deps.images.setAside(image, "the restored copy died before it answered a request");
+      await fromStore(this.#deps.clock, aside, { signal });
     }
     const span = this.#span("restore");
     this.#limits = this.#record.spec.limits;
@@ -334,6 +350,7 @@ export class ContainerActor {
     this.#content = contentOf(this.#deps.content, spec, limit);
     try {
       const launched = await engine.start(this.#launch(), limit);
+      if (this.#keepsMemory) void this.#operate(forgetSuspended(this.#deps, this.#record, this.epoch));
       this.#instance = launched.instance;
       const begunMs = clock.now();
       await whenListening(this.#deps, launched.instance, limit);
@@ -370,8 +387,15 @@ export class ContainerActor {
     return { restorable, exclusive: spec.takeover === "exclusive" };
   }
 
-  #suspend(signal: AbortSignal): Promise<void> {
-    return this.#keepsMemory ? this.#takeImage("suspended", signal) : delay(this.#deps.clock, idleGraceMs, signal);
+  async #suspend(signal: AbortSignal): Promise<void> {
+    if (!this.#keepsMemory) return delay(this.#deps.clock, idleGraceMs, signal);
+    try {
+      await this.#takeImage("suspended", signal);
+    } catch (error) {
+      // It goes on: whatever of the image is there is older than its next answer.
+      await forgetSuspended(this.#deps, this.#record, this.epoch);
+      throw error;
+    }
   }
 
   async #takeImage(tier: Tier, signal: AbortSignal): Promise<void> {
@@ -380,7 +404,8 @@ export class ContainerActor {
     const instance = this.#instance;
     if (instance === undefined) return;
     const span = this.#span("checkpoint");
-    const content = tier === "golden" ? await this.#content : {};
+    // A file server that has not answered yet holds nothing up: then the image is of no known content.
+    const content = tier === "golden" ? await Promise.race([this.#content, Promise.resolve({})]) : {};
     await checkpoint(this.#deps, { record: this.#record, epoch: this.epoch, instance, tier, span, ...content }, signal);
     this.#kept = tier === "suspended";
   }

@@ -310,6 +310,14 @@ export class HostActor {
     return container;
   }
 
+  /** Of containers whose specification is gone nothing is kept. */
+  #tidy(): void {
+    const { engines, view, log } = this.#deps;
+    const wanted = (name: string): boolean => this.#containers.has(name) || view.spec(name) !== undefined;
+    for (const engine of engines.values())
+      engine.tidy(wanted).catch((error: unknown) => log.warn({ reason: reasonOf(error) }, "old output is still there"));
+  }
+
   /** A claim whose answer was lost has been applied after all. */
   #discovered(placement: Placement): void {
     const record = this.#deps.view.spec(placement.container);
@@ -327,6 +335,7 @@ export class HostActor {
   async #forget(container: ContainerActor): Promise<void> {
     if (this.#containers.get(container.name) !== container) return;
     this.#containers.delete(container.name);
+    if (this.#deps.view.spec(container.name) === undefined) this.#tidy();
     if (this.#moves.underWay(container.name)) return;
     await this.#releases.giveUp(container.name, container.epoch);
   }
@@ -344,7 +353,7 @@ export class HostActor {
       }
       case "spec": {
         const container = this.#containers.get(noticed.name);
-        if (container === undefined) return;
+        if (container === undefined) return noticed.record === undefined ? this.#tidy() : undefined;
         if (noticed.record === undefined) container.send({ type: "RELOCATE", reason: "its specification was deleted" });
         else if (noticed.record.spec.engine !== container.record.spec.engine)
           container.send({ type: "RELOCATE", reason: "its specification names another engine: claimed anew" });
@@ -363,7 +372,7 @@ export class HostActor {
     for (let pauseMs = joinPauseMs; ; pauseMs = Math.min(joinPauseLimitMs, pauseMs * 2)) {
       try {
         const ready = Promise.all([this.#viewReady, ...[...engines.values()].map((engine) => engine.prepare?.())]);
-        await within(signal, ready);
+        await within(ready, signal);
         this.#membership?.abandon();
         // Engines remove what no agent knows of: no standby may be in the making.
         await this.#standbys.clear("the host joins");
@@ -388,6 +397,7 @@ export class HostActor {
         signal.throwIfAborted();
         if (!this.proven)
           throw new HakobuError("LEASE_LOST", "the lease was lost before all was adopted", { retryable: true });
+        this.#tidy();
         log.info({ host: this.#record.id, address: `${this.#record.address}:${this.#record.port}` }, "host joined");
         return;
       } catch (error) {

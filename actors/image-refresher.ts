@@ -15,10 +15,11 @@ import { reasonOf } from "./hakobu-error.js";
 import { deadline } from "./ports/clock.js";
 import type { Content } from "./ports/content.js";
 import type { Engine } from "./ports/engine.js";
-import type { Manifest } from "./ports/image-store.js";
+import type { FoundImage, Manifest } from "./ports/image-store.js";
 import type { SpecRecord } from "./ports/placement-store.js";
 import type { Tracer } from "./ports/tracer.js";
 import { takeShadowImage } from "./shadow-image.js";
+import { fromStore } from "./store-limit.js";
 
 /** A container of this host, as the refresher sees it. */
 export interface Refreshed {
@@ -196,7 +197,7 @@ export class ImageRefresher {
     const late = deadline(clock, contentLimitMs, `its watched paths were not looked at within ${contentLimitMs} ms`);
     const digest = paths.length === 0 ? undefined : await content.digest(paths, AbortSignal.any([signal, late]));
     const look = async (): Promise<string | undefined> => {
-      const manifest = await this.#newest(book, record, engine, fingerprint);
+      const manifest = await this.#newest(book, record, engine, fingerprint, signal);
       return manifest === undefined
         ? "there is no image that can be used"
         : this.#staleness(book, manifest, record, fingerprint, digest);
@@ -216,13 +217,16 @@ export class ImageRefresher {
     record: SpecRecord,
     engine: Engine,
     fingerprint: Manifest["fingerprint"],
+    signal: AbortSignal,
   ): Promise<Manifest | undefined> {
     const { clock, images } = this.#deps;
+    const find = (of: Manifest["fingerprint"]): Promise<FoundImage> =>
+      fromStore(clock, images.find(record, of), { signal });
     const { newest } = book;
     if (newest?.hash === record.hash && clock.now() - newest.lookedMs < knownForMs) return newest.manifest;
     delete book.newest;
-    let { image } = await images.find(record, fingerprint);
-    if (image === undefined) ({ image } = await images.find(record, await engine.fingerprint(record.spec)));
+    let { image } = await find(fingerprint);
+    if (image === undefined) ({ image } = await find(await engine.fingerprint(record.spec)));
     // Another host has refreshed it after what this one remembers had changed.
     else engine.remember?.(record.spec, fingerprint);
     if (image !== undefined) book.newest = { manifest: image.manifest, hash: record.hash, lookedMs: clock.now() };

@@ -11,6 +11,7 @@ import type { Engine } from "./ports/engine.js";
 import type { ImageStore } from "./ports/image-store.js";
 import type { Log } from "./ports/log.js";
 import type { SpecRecord } from "./ports/placement-store.js";
+import { fromStore } from "./store-limit.js";
 
 export interface NextInLineDeps {
   readonly hostId: string;
@@ -87,7 +88,8 @@ export class NextInLine {
       try {
         const engine = engines.get(record.spec.engine);
         if (engine?.capabilities.checkpoint !== true) continue;
-        const { image } = await images.find(record, await engine.fingerprint(record.spec));
+        const finding = images.find(record, await engine.fingerprint(record.spec));
+        const { image } = await fromStore(clock, finding, { signal: this.#over.signal });
         if (image === undefined || bytes + image.bytes > limitBytes) continue;
         bytes += image.bytes;
         const before = this.#read.get(name);

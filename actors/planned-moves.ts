@@ -73,7 +73,7 @@ export class PlannedMoves {
     try {
       const targets = await this.#answering(container.record, named);
       if (container.record.spec.takeover !== "fast" || container.movesWithMemory)
-        await within(limit, container.moveOut(reason, limit));
+        await within(container.moveOut(reason, limit), limit);
       const placement = await this.#handOver(container, targets, reason, span.context, limit);
       view.learn(placement);
       span.set({ "hakobu.to": placement.host, "hakobu.epoch": placement.epoch });

@@ -7,13 +7,14 @@
 import type { RestoreOutcome } from "../machines/container.js";
 import { type ApplicationDeps, callHook } from "./application.js";
 import { HakobuError, reasonOf } from "./hakobu-error.js";
-import type { Engine, Instance, Launched, Phases } from "./ports/engine.js";
+import type { Instance, Launched, Phases } from "./ports/engine.js";
 import type { Activation } from "./ports/host-client.js";
 import type { FoundImage, Image, ImageStore, SkippedImage, Tier } from "./ports/image-store.js";
 import type { Log } from "./ports/log.js";
 import type { SpecRecord } from "./ports/placement-store.js";
 import { addPhases, type Span } from "./ports/tracer.js";
 import type { Standbys, Taken } from "./standbys.js";
+import { fromStore, useImage } from "./store-limit.js";
 
 export interface RestorationDeps extends ApplicationDeps {
   readonly images: ImageStore;
@@ -44,24 +45,64 @@ export async function restore(deps: RestorationDeps, it: Restoring, signal: Abor
     return outcome;
   }
   const fingerprint = await engine.fingerprint(record.spec);
-  const own = await images.takeSuspended(record, fingerprint, epoch);
+  let own: FoundImage;
+  try {
+    own = await takeSuspended(deps, record, fingerprint, epoch, signal);
+  } catch (error) {
+    return unanswered(error, signal);
+  }
   const outcome = await restoreFrom(deps, it, own, "suspended", signal);
   if (outcome.kind === "restored") return outcome;
   const findingMs = clock.now();
-  const found = await images.find(record, fingerprint);
+  let found: FoundImage;
+  try {
+    found = await fromStore(clock, images.find(record, fingerprint), { signal });
+  } catch (error) {
+    return unanswered(error, signal);
+  }
   const finding = { name: "find image", ms: clock.now() - findingMs };
   return restoreFrom(deps, it, found, "golden", signal, [finding]);
 }
 
-/** The copy runs, so what was kept of an earlier run counts no more. Never rejects. */
-export async function forgetSuspended(
-  { engine, images, log }: Pick<RestorationDeps, "images" | "log"> & { readonly engine: Engine },
+/** A store that fails or does not answer holds no start up: it is as if there were no image. @throws the signal's reason */
+function unanswered(error: unknown, signal: AbortSignal): RestoreOutcome {
+  if (signal.aborted) throw error;
+  return { kind: "noImage", why: reasonOf(error) };
+}
+
+/** What is taken too late is set aside: the container runs without it. */
+function takeSuspended(
+  deps: Forgetting,
   record: SpecRecord,
+  fingerprint: Readonly<Record<string, string>>,
   epoch: number,
-): Promise<void> {
+  signal?: AbortSignal,
+): Promise<FoundImage> {
+  const { images, clock } = deps;
+  const late = ({ image }: FoundImage): void => {
+    if (image !== undefined) void setAside(deps, image, "the image store gave it back too late");
+  };
+  const call = images.takeSuspended(record, fingerprint, epoch);
+  return fromStore(clock, call, { late, ...(signal === undefined ? {} : { signal }) });
+}
+
+/** Never rejects. */
+async function setAside({ images, clock, log }: Forgetting, image: Image, reason: string): Promise<void> {
+  try {
+    await fromStore(clock, images.setAside(image, reason));
+  } catch (error) {
+    log.warn({ image: image.directory, reason: reasonOf(error) }, "a bad image could not be set aside");
+  }
+}
+
+type Forgetting = Pick<RestorationDeps, "clock" | "engine" | "images" | "log">;
+
+/** The copy runs, so what was kept of an earlier run counts no more. Never rejects. */
+export async function forgetSuspended(deps: Forgetting, record: SpecRecord, epoch: number): Promise<void> {
+  const { engine, images, log } = deps;
   if (!engine.capabilities.checkpoint) return;
   try {
-    const { image } = await images.takeSuspended(record, await engine.fingerprint(record.spec), epoch);
+    const { image } = await takeSuspended(deps, record, await engine.fingerprint(record.spec), epoch);
     if (image !== undefined) await images.remove(image);
   } catch (error) {
     log.warn({ container: record.spec.name, reason: reasonOf(error) }, "could not look for a suspended image");
@@ -101,14 +142,14 @@ async function restoreFrom(
   signal: AbortSignal,
   before: Phases = [],
 ): Promise<RestoreOutcome> {
-  const { engine, images } = deps;
+  const { engine } = deps;
   const { record, epoch, span } = it;
   tellSkipped(deps, it, skipped, tier);
   if (image === undefined) return { kind: "noImage", why: skipped[0]?.reason ?? "there is no image yet" };
   span.set({ image: image.directory, bytes: image.bytes, "hakobu.tier": tier });
   try {
     signal.throwIfAborted();
-    const use = await images.use(image, signal);
+    const use = await useImage(deps, image, signal);
     if (use === undefined) return { kind: "noImage", why: "its image has been removed meanwhile" };
     const launch = { spec: record.spec, specHash: record.hash, epoch };
     const launched = await engine.restore(launch, use.directory, signal).finally(() => use.release());
@@ -182,7 +223,7 @@ async function afterRestore(
 
 /** @throws the error, where it is not the image's fault */
 async function failed(
-  { images, log }: RestorationDeps,
+  deps: RestorationDeps,
   { record }: Restoring,
   image: Image,
   tier: Tier,
@@ -191,9 +232,12 @@ async function failed(
 ): Promise<RestoreOutcome> {
   const bad = !signal.aborted && error instanceof HakobuError && error.code === "RESTORE_FAILED";
   if (bad)
-    log.warn({ container: record.spec.name, image: image.directory, tier, reason: error.message }, "restore failed");
+    deps.log.warn(
+      { container: record.spec.name, image: image.directory, tier, reason: error.message },
+      "restore failed",
+    );
   // A suspended one has been taken out of the store: what came of it may have run.
-  if (bad || tier === "suspended") await images.setAside(image, reasonOf(error));
+  if (bad || tier === "suspended") await setAside(deps, image, reasonOf(error));
   if (!bad) throw error;
   return { kind: "badImage", why: error.message };
 }

@@ -12,6 +12,7 @@ import type { Engine, Phases, Standby } from "./ports/engine.js";
 import type { Image, ImageStore, SkippedImage } from "./ports/image-store.js";
 import type { Log } from "./ports/log.js";
 import type { SpecRecord } from "./ports/placement-store.js";
+import { fromStore, useImage } from "./store-limit.js";
 
 export interface StandbysDeps {
   readonly clock: Clock;
@@ -137,12 +138,13 @@ export class Standbys {
     const begunMs = clock.now();
     let found: Found | undefined;
     try {
-      const { image, skipped } = await images.find(record, await engine.fingerprint(record.spec));
+      const finding = images.find(record, await engine.fingerprint(record.spec));
+      const { image, skipped } = await fromStore(clock, finding, { signal });
       if (image === undefined) return none;
       found = { image, skipped };
       signal.throwIfAborted();
       const foundMs = clock.now() - begunMs;
-      const use = await images.use(image, signal);
+      const use = await useImage(this.#deps, image, signal);
       if (use === undefined) return none;
       const launch = { spec: record.spec, specHash: record.hash };
       const standby = await make(launch, use.directory, signal).finally(() => use.release());

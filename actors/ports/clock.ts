@@ -26,13 +26,21 @@ export function delay(clock: Clock, ms: number, signal?: AbortSignal): Promise<v
   });
 }
 
-/** Settles as the promise does, or rejects with the signal's reason as soon as it aborts. */
-export function within<T>(signal: AbortSignal, promise: Promise<T>): Promise<T> {
+/**
+ * What `promise` comes to, unless the signal aborts first: for what takes no signal, or does not heed it in time.
+ * `late` gets what it comes to after that. @throws the signal's reason
+ */
+export function within<T>(promise: Promise<T>, signal: AbortSignal, late?: (value: T) => void): Promise<T> {
   return new Promise((resolve, reject) => {
-    if (signal.aborted) return reject(signal.reason as Error);
     const onAbort = (): void => reject(signal.reason as Error);
-    signal.addEventListener("abort", onAbort, { once: true });
-    promise.then(resolve, reject).finally(() => signal.removeEventListener("abort", onAbort));
+    if (signal.aborted) onAbort();
+    else signal.addEventListener("abort", onAbort, { once: true });
+    promise
+      .then((value) => {
+        if (signal.aborted) late?.(value);
+        else resolve(value);
+      }, reject)
+      .finally(() => signal.removeEventListener("abort", onAbort));
   });
 }
 

@@ -42,7 +42,7 @@ export interface Launched {
 /** A restored copy of which nothing has run yet: its processes are stopped where the image was taken. */
 export interface Standby {
   readonly phases: Phases;
-  /** Lets it run, as that epoch; once. @throws HakobuError RESTORE_FAILED: then nothing of it is left */
+  /** Lets it run, as that epoch; once. @throws HakobuError START_FAILED: then nothing of it is left */
   run(epoch: number): Promise<Launched>;
   /** Nothing of it is left. Idempotent; not after `run`. @throws HakobuError STOP_FAILED */
   discard(): Promise<void>;
@@ -70,11 +70,14 @@ export interface Engine {
    * left of it. At most one of a container. Absent: the engine cannot. @throws HakobuError START_FAILED
    */
   shadow?(launch: Launch, signal: AbortSignal): Promise<Launched>;
-  /** From the image in `directory`, which is only read. @throws HakobuError RESTORE_FAILED with CRIU's last lines */
+  /**
+   * From the image in `directory`, which is only read. @throws HakobuError RESTORE_FAILED with CRIU's last lines, where it is the image
+   * that is bad; START_FAILED, DEADLINE_EXCEEDED or UNAVAILABLE where it may be this host
+   */
   restore(launch: Launch, directory: string, signal: AbortSignal): Promise<Launched>;
   /**
    * As `restore`, ahead of the time at which it is known whether, and as which epoch, the container may run here. What `find` meets
-   * of one whose agent has died is removed. Absent: the engine cannot. @throws HakobuError RESTORE_FAILED
+   * of one whose agent has died is removed. Absent: the engine cannot. @throws as `restore`
    */
   standby?(launch: Omit<Launch, "epoch">, directory: string, signal: AbortSignal): Promise<Standby>;
   /** Writes an image into the empty `directory`; the instance goes on running. @throws HakobuError CHECKPOINT_FAILED */
@@ -95,4 +98,8 @@ export interface Engine {
   close?(): Promise<void>;
   /** The last lines that the container wrote to its standard output and error. */
   output(container: string, lines: number): Promise<string>;
+  /** Keeps what a running container writes there from filling the disk; to be called now and then. */
+  boundOutput(container: string): Promise<void>;
+  /** Removes what outlives a container, its output, where none of that name is wanted and nothing of it is there. */
+  tidy(wanted: (container: string) => boolean): Promise<void>;
 }

@@ -2,15 +2,17 @@
 //
 //   C1  The promise settles only when the program has ended, also after an abort: the caller may clean up at once.
 //   C2  A program that must end early takes its whole process group with it.
-import { spawn } from "node:child_process";
+//   C3  `failure` is what the program said of its work. That it could not be run, or was killed, is this machine's trouble: UNAVAILABLE.
+import { type ChildProcess, spawn } from "node:child_process";
 import { type ErrorCode, HakobuError, reasonOf } from "../../actors/hakobu-error.js";
 import { signalProcess } from "./process-table.js";
 
 export interface CommandOptions {
-  /** Thrown when it exits with anything but 0. */
+  /** Thrown when it exits with anything but 0, or crashes. */
   readonly failure: ErrorCode;
   /** What it is for, in the messages: "the restore". */
   readonly title: string;
+  /** From when it has its input. */
   readonly timeoutMs: number;
   readonly signal?: AbortSignal;
   /** From an abort or the deadline to the KILL; default 0. For what does harm when it is cut short. */
@@ -27,8 +29,8 @@ const keptCharacters = 16_384;
 
 /**
  * @returns its standard output, the last 16 KiB of it
- * @throws HakobuError `failure` when it fails or cannot be run, DEADLINE_EXCEEDED, and the signal's reason (as ABORTED where
- *   that is no HakobuError)
+ * @throws HakobuError `failure` when it fails; UNAVAILABLE when it cannot be run, or somebody kills it; DEADLINE_EXCEEDED; and the
+ *   signal's reason (as ABORTED where that is no HakobuError)
  */
 export function runCommand(argv: readonly string[], options: CommandOptions): Promise<string> {
   const { failure, title, timeoutMs, signal, patienceMs = 0, input, files = [], output } = options;
@@ -38,10 +40,17 @@ export function runCommand(argv: readonly string[], options: CommandOptions): Pr
   return new Promise((resolve, reject) => {
     if (signal?.aborted) return reject(abortError(signal, title));
     const [program = "", ...args] = argv;
-    const child = spawn(program, args, {
-      detached: true,
-      stdio: [input === undefined ? "ignore" : "pipe", output ?? "pipe", output ?? "pipe", ...files],
-    });
+    const cannotRun = (cause: unknown): HakobuError =>
+      new HakobuError("UNAVAILABLE", `${title}: cannot run ${program}: ${reasonOf(cause)}`, { cause, retryable: true });
+    let child: ChildProcess;
+    try {
+      child = spawn(program, args, {
+        detached: true,
+        stdio: [input === undefined ? "ignore" : "pipe", output ?? "pipe", output ?? "pipe", ...files],
+      });
+    } catch (error) {
+      return reject(cannotRun(error));
+    }
     let stdout = "";
     let stderr = "";
     let early: HakobuError | undefined;
@@ -64,32 +73,35 @@ export function runCommand(argv: readonly string[], options: CommandOptions): Pr
     };
     // A program that ends without reading its input is judged by its exit code.
     child.stdin?.on("error", () => {});
+    let timer: NodeJS.Timeout | undefined;
+    let settled = false;
     late.then(
-      (text) => child.stdin?.end(text),
+      (text) => {
+        child.stdin?.end(text);
+        if (!settled) timer = setTimeout(expire, timeoutMs);
+      },
       (error: unknown) =>
         end(error instanceof HakobuError ? error : new HakobuError(failure, `${title}: ${reasonOf(error)}`)),
     );
     const onAbort = (): void => end(abortError(signal, title));
     signal?.addEventListener("abort", onAbort, { once: true });
-    const timer = setTimeout(
-      () => end(new HakobuError("DEADLINE_EXCEEDED", `${title} took longer than ${timeoutMs} ms`, { retryable: true })),
-      timeoutMs,
-    );
+    const expire = (): void =>
+      end(new HakobuError("DEADLINE_EXCEEDED", `${title} took longer than ${timeoutMs} ms`, { retryable: true }));
     const settle = (error?: HakobuError): void => {
+      settled = true;
       clearTimeout(timer);
       clearTimeout(patience);
       signal?.removeEventListener("abort", onAbort);
       if (early ?? error) reject(early ?? error);
       else resolve(stdout);
     };
-    child.once("error", (error) =>
-      settle(new HakobuError(failure, `${title}: cannot run ${program}: ${reasonOf(error)}`, { cause: error })),
-    );
-    child.once("close", (code, killedBy) => {
-      if (code === 0) return settle();
-      const how = killedBy === null ? `exit code ${code}` : `killed by ${killedBy}`;
+    child.once("error", (error) => settle(cannotRun(error)));
+    child.once("close", (exitCode, killedBy) => {
+      if (exitCode === 0) return settle();
+      const how = killedBy === null ? `exit code ${exitCode}` : `killed by ${killedBy}`;
       const said = lastLines(stderr || stdout, 5);
-      settle(new HakobuError(failure, `${title}: ${program} failed (${how})${said === "" ? "" : `: ${said}`}`));
+      const code = killedBy === "SIGKILL" ? "UNAVAILABLE" : failure;
+      settle(new HakobuError(code, `${title}: ${program} failed (${how})${said === "" ? "" : `: ${said}`}`));
     });
   });
 }

@@ -22,7 +22,10 @@ export function noteSizes(directory: string): void {
   writeFileSync(join(directory, sizesName), JSON.stringify(sizesOf(directory)));
 }
 
-/** Before a restore. @returns the bytes of CRIU's files. @throws HakobuError RESTORE_FAILED where they are not those that the dump wrote */
+/**
+ * Before a restore. @returns the bytes of CRIU's files
+ * @throws HakobuError RESTORE_FAILED where they are not those that the dump wrote; UNAVAILABLE where that cannot be known here
+ */
 export function checkSizes(container: string, directory: string): number {
   const refuse = (why: string): never => {
     throw new HakobuError("RESTORE_FAILED", `the restore of ${container} failed: its image ${why}`);
@@ -33,7 +36,8 @@ export function checkSizes(container: string, directory: string): number {
     wanted = JSON.parse(readFileSync(join(directory, sizesName), "utf8")) as Record<string, number>;
     found = sizesOf(directory);
   } catch (error) {
-    refuse(`cannot be read: ${reasonOf(error)}`);
+    const why = `the restore of ${container} failed: its image cannot be read: ${reasonOf(error)}`;
+    throw new HakobuError(isTroubleHere(error) ? "UNAVAILABLE" : "RESTORE_FAILED", why, { cause: error });
   }
   for (const [name, bytes] of Object.entries(wanted))
     if (found[name] !== bytes) refuse(`has ${found[name] ?? "no"} bytes of ${name} instead of ${bytes}`);
@@ -45,6 +49,13 @@ export function whyNoDump(log: string, error: unknown): string {
   const said = `${lastErrorsIn(log)} (${reasonOf(error)})`;
   const full = /No space left on device|Disk quota exceeded/.test(said);
   return full ? `no room is left: free some, or set images.quota: ${said}` : said;
+}
+
+/** Whether what reading an image threw tells of this host or its file server (EIO, ESTALE, EMFILE), and not of the image. */
+export function isTroubleHere(error: unknown): boolean {
+  if (error instanceof HakobuError) return false;
+  const code = error instanceof Error && "code" in error ? error.code : undefined;
+  return typeof code === "string" && code !== "ENOENT" && code !== "ENOTDIR" && code !== "EISDIR";
 }
 
 /** What CRIU says last in a log; a line that it writes on every machine without CAP_SYS_RESOURCE is left out. */

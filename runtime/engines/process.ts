@@ -7,6 +7,7 @@
 import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { closeSync, mkdirSync, openSync } from "node:fs";
+import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { HakobuError, reasonOf } from "../../actors/hakobu-error.js";
 import type { Engine, Instance, Launch, Launched, Phases } from "../../actors/ports/engine.js";
@@ -22,8 +23,9 @@ import {
   writeInstance,
 } from "./instance-file.js";
 import { isListening } from "./listening.js";
-import { openOutputLog, readOutputLog } from "./output-log.js";
+import { boundOutputLog, openOutputLog, readOutputLog } from "./output-log.js";
 import { identify, isRunning, processesOfGroup, signalProcess, waitUntil } from "./process-table.js";
+import { Turns } from "./turns.js";
 
 const killLimitMs = 5_000;
 const reason = "the process engine starts cold only: checkpoints need the runc engine, root and CRIU";
@@ -41,6 +43,7 @@ export class ProcessEngine implements Engine {
   readonly #hostId: string;
   readonly #directory: string;
   readonly #log: Log;
+  readonly #turns = new Turns();
 
   constructor({ hostId, stateDir, log }: ProcessEngineOptions) {
     checkHostId(hostId);
@@ -53,7 +56,11 @@ export class ProcessEngine implements Engine {
     return Promise.resolve({});
   }
 
-  async start({ spec, specHash, epoch }: Launch, signal: AbortSignal): Promise<Launched> {
+  start(launch: Launch, signal: AbortSignal): Promise<Launched> {
+    return this.#turns.inTurn(launch.spec.name, () => this.#start(launch, signal));
+  }
+
+  async #start({ spec, specHash, epoch }: Launch, signal: AbortSignal): Promise<Launched> {
     const begunMs = performance.now();
     const title = `the start of ${spec.name}`;
     if (signal.aborted) throw abortError(signal, title);
@@ -140,6 +147,19 @@ export class ProcessEngine implements Engine {
 
   output(container: string, lines: number): Promise<string> {
     return readOutputLog(join(this.#of(container), "output.log"), lines);
+  }
+
+  boundOutput(container: string): Promise<void> {
+    return boundOutputLog(join(this.#of(container), "output.log"));
+  }
+
+  async tidy(wanted: (container: string) => boolean): Promise<void> {
+    for (const container of containersIn(this.#directory))
+      await this.#turns.inTurn(container, async () => {
+        const directory = this.#of(container);
+        if (!wanted(container) && readInstance(directory) === undefined)
+          await rm(directory, { recursive: true, force: true });
+      });
   }
 
   #spawn(spec: ContainerSpec, epoch: number, address: string): Promise<number> {

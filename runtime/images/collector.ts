@@ -102,7 +102,12 @@ export class ImageCollector {
   }
 
   async #leftovers(home: string, nowMs: number): Promise<void> {
-    for (const name of await directoriesIn(home)) {
+    // Not all are directories: the draft of `.ran` is a file.
+    const names = await readdir(home).catch((error: unknown) => {
+      if (codeOf(error) === "ENOENT") return [];
+      throw error;
+    });
+    for (const name of names) {
       const path = join(home, name);
       if (name.startsWith(".gone-")) await discard(path);
       // A rename dates the directory itself.

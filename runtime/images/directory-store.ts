@@ -26,10 +26,12 @@ import type {
 import type { Log } from "../../actors/ports/log.js";
 import type { SpecRecord } from "../../actors/ports/placement-store.js";
 import { checkContainerName, isContainerName } from "../engines/instance-file.js";
+import { isTroubleHere } from "../engines/criu-images.js";
 import { type ClusterKey } from "./cluster-key.js";
 import { defaultRetention, ImageCollector, type Retention } from "./collector.js";
 import {
   alwaysDigestedBytes,
+  badSuspendedName,
   damage,
   difference,
   directoriesIn,
@@ -39,6 +41,7 @@ import {
   readImage,
   reasonName,
   sync,
+  type Version,
   versionOf,
 } from "./image-directory.js";
 import type { PrivateMemory } from "./private-memory.js";
@@ -79,6 +82,9 @@ export class DirectoryImageStore implements ImageStore {
   readonly #looked = new Set<string>();
   readonly #timers = new Set<NodeJS.Timeout>();
   #verifying: Promise<void> = Promise.resolve();
+  /** Newest published images by container, whose older ones are to be looked at. */
+  readonly #supersedes = new Map<string, Version>();
+  #collecting: Promise<void> | undefined;
 
   /** @throws HakobuError CONFIG_INVALID */
   constructor(options: DirectoryImageStoreOptions) {
@@ -102,8 +108,9 @@ export class DirectoryImageStore implements ImageStore {
   async find(record: SpecRecord, fingerprint: Readonly<Record<string, string>>): Promise<FoundImage> {
     const container = record.spec.name;
     const skipped: SkippedImage[] = [];
-    for (const { bad, path, ...version } of await placesIn(this.#of(container))) {
+    for (const { bad, path, epoch, sequence } of await placesIn(this.#of(container))) {
       if (bad) continue;
+      const version = { epoch, sequence };
       const image = await readImage(path, container, version);
       const reason =
         typeof image === "string" ? image : await this.unusable(image, { specHash: record.hash, fingerprint });
@@ -120,7 +127,7 @@ export class DirectoryImageStore implements ImageStore {
     if (foreign !== undefined) return foreign;
     if (specHash !== undefined && manifest.specHash !== specHash) return "it was taken with another specification";
     const differs = fingerprint === undefined ? undefined : difference(manifest.fingerprint, fingerprint);
-    return differs ?? damage(image, alwaysDigestedBytes, this.#options.key !== undefined);
+    return differs ?? damage(image, alwaysDigestedBytes, this.#options.key !== undefined).catch(reasonOf);
   }
 
   warm(image: Image, signal: AbortSignal): Promise<void> {
@@ -183,7 +190,8 @@ export class DirectoryImageStore implements ImageStore {
         published = true;
         this.#looked.delete(image.directory);
         if (directory !== draft) await rm(directory, { recursive: true, force: true });
-        await this.#collector.superseded(container, versionOf(image.manifest));
+        this.#supersedes.set(container, versionOf(image.manifest));
+        this.#collecting ??= this.#collectSuperseded();
         return image;
       },
       discard: async () => {
@@ -203,13 +211,25 @@ export class DirectoryImageStore implements ImageStore {
     const before = record.spec.onIdle === "suspend" ? await lastRun(home) : 0;
     const skipped = (reason: string): FoundImage => ({ skipped: [{ container, epoch, reason }] });
     if (before > epoch) return skipped(`the container has run since, at epoch ${before}`);
-    // Written where it changes something only: the path of a wake-up.
-    if (record.spec.onIdle === "suspend" && before < epoch) await noteRun(home, epoch);
-    const directory = await takeAside(home, epoch);
+    // First, for a full disk hinders no rename: what is out of the way is restored by nobody, noted or not.
+    let directory: string | undefined;
+    try {
+      directory = await takeAside(home, epoch);
+    } finally {
+      // Written where it changes something only: the path of a wake-up.
+      if (record.spec.onIdle === "suspend" && before < epoch)
+        await noteRun(home, epoch).catch((error: unknown) =>
+          this.#log.warn(
+            { container, epoch, reason: reasonOf(error) },
+            "it could not be noted that the container runs",
+          ),
+        );
+    }
     if (directory === undefined) return { skipped: [] };
     const image = await readImage(directory, container, undefined);
     if (typeof image === "string") {
-      await rm(directory, { recursive: true, force: true });
+      // It may be good, and is the only copy of what users did.
+      await this.#moveAside(container, directory, badSuspendedName(epoch), image);
       return skipped(image);
     }
     const { manifest } = image;
@@ -235,19 +255,24 @@ export class DirectoryImageStore implements ImageStore {
     await rm(gone, { recursive: true, force: true });
   }
 
-  async setAside(image: Image, reason: string): Promise<void> {
-    const { container, epoch } = image.manifest;
+  async setAside({ directory, manifest }: Image, reason: string): Promise<void> {
+    const suspended = manifest.tier === "suspended";
+    const name = suspended ? badSuspendedName(manifest.epoch) : `.bad-${nameOf(versionOf(manifest))}`;
+    await this.#moveAside(manifest.container, directory, name, reason);
+  }
+
+  async #moveAside(container: string, directory: string, name: string, reason: string): Promise<void> {
     const home = this.#of(container);
-    const bad = join(home, `.bad-${nameOf(versionOf(image.manifest))}`);
+    const bad = join(home, name);
     try {
       await rm(bad, { recursive: true, force: true });
-      await rename(image.directory, bad);
+      await rename(directory, bad);
     } catch (error) {
       // Another host has set it aside or removed it already.
       if (codeOf(error) === "ENOENT") return;
       throw error;
     }
-    this.#log.warn({ container, epoch, reason }, "image set aside");
+    this.#log.warn({ container, image: bad, reason }, "image set aside");
     // Without its reason, where the disk is full, it is out of the way all the same.
     await writeFile(join(bad, reasonName), `${reason}\n`, { mode: 0o600 }).catch(() => {});
     await sync(home);
@@ -261,10 +286,11 @@ export class DirectoryImageStore implements ImageStore {
       const home = this.#of(each);
       const suspended = await readSuspended(home, each);
       if (suspended !== undefined) all.push(suspended);
-      for (const { bad, path, ...version } of await placesIn(home)) {
+      for (const { bad, suspended: memory, path, ...version } of await placesIn(home)) {
         if (bad) {
           const reason = await readFile(join(path, reasonName), "utf8").catch(() => "set aside, no reason is kept");
-          all.push({ container: each, ...version, reason: reason.trim() });
+          const tier = memory ? ({ tier: "suspended" } as const) : {};
+          all.push({ container: each, ...version, ...tier, reason: reason.trim() });
           continue;
         }
         const image = await readImage(path, each, version);
@@ -275,7 +301,12 @@ export class DirectoryImageStore implements ImageStore {
   }
 
   /** Reads every file of it. @returns what is wrong with it; undefined: nothing */
-  async verify(image: Image): Promise<string | undefined> {
+  verify(image: Image): Promise<string | undefined> {
+    return this.#damage(image).catch(reasonOf);
+  }
+
+  /** @throws HakobuError UNAVAILABLE where it cannot be known here */
+  async #damage(image: Image): Promise<string | undefined> {
     const strict = this.#options.key !== undefined;
     return this.#foreign(image.manifest) ?? damage(image, Number.POSITIVE_INFINITY, strict);
   }
@@ -290,8 +321,18 @@ export class DirectoryImageStore implements ImageStore {
     await this.#options.memory?.prepare();
   }
 
-  /** Ends verifications, removes what is decrypted. Idempotent. */
+  /** In the background: requests wait for an image that is published, and for nothing that goes because of it. Never rejects. */
+  async #collectSuperseded(): Promise<void> {
+    for (const [container, version] of this.#supersedes) {
+      this.#supersedes.delete(container);
+      await this.#collector.superseded(container, version);
+    }
+    this.#collecting = undefined;
+  }
+
+  /** Ends verifications, waits for what is being collected, removes what is decrypted. Idempotent. */
   async close(): Promise<void> {
+    await this.#collecting;
     for (const timer of this.#timers) clearTimeout(timer);
     this.#timers.clear();
     await this.#verifying;
@@ -326,7 +367,8 @@ export class DirectoryImageStore implements ImageStore {
           const full = codeOf(cause) === "ENOSPC";
           // No fault of the image: it stays.
           if (full) throw new HakobuError("OVERLOADED", "no memory is left to decrypt an image", { cause });
-          throw new HakobuError("RESTORE_FAILED", `${path}: ${reasonOf(cause)}`, { cause });
+          const code = isTroubleHere(cause) ? "UNAVAILABLE" : "RESTORE_FAILED";
+          throw new HakobuError(code, `${path}: ${reasonOf(cause)}`, { cause });
         });
       }
       return clear;
@@ -358,7 +400,7 @@ export class DirectoryImageStore implements ImageStore {
     try {
       // Another image may have taken its place meanwhile: it is not judged by this one's manifest.
       const same = async (): Promise<boolean> => isDeepStrictEqual(await this.#reread(image), image);
-      const reason = (await same()) ? await this.verify(image) : undefined;
+      const reason = (await same()) ? await this.#damage(image) : undefined;
       if (reason !== undefined && (await same()))
         await this.setAside(image, `${reason} (seen by ${hostname()} after a restore)`);
     } finally {

@@ -3,6 +3,7 @@
 //
 //   .draft-<epoch>-<random>   being written
 //   .bad-<name>               set aside, with reason.txt; no reader opens it
+//   .bad-suspended-<epoch>-<random>   one of the suspended tier that was
 //   .gone-<name>-<random>     being removed; no reader opens it
 //   suspended                 the image of the suspended tier (suspended.ts)
 //   .taken-<epoch>-<random>   that one, while it is being restored
@@ -15,6 +16,7 @@ import { join, relative } from "node:path";
 import { HakobuError, reasonOf } from "../../actors/hakobu-error.js";
 import type { Image, Manifest } from "../../actors/ports/image-store.js";
 import { cpuDifference } from "./cpu-features.js";
+import { isTroubleHere } from "../engines/criu-images.js";
 import { parseManifest } from "./manifest.js";
 import { codeOf, referencesName } from "./reference.js";
 
@@ -23,7 +25,7 @@ export const reasonName = "reason.txt";
 /** Files up to this size are read whole at every find. */
 export const alwaysDigestedBytes = 1024 * 1024;
 
-export type Beside = "draft" | "gone" | "taken";
+export type Beside = "bad-suspended" | "draft" | "gone" | "taken";
 
 export function nameBeside(kind: Beside, epoch: number | string): string {
   return `.${kind}-${epoch}-${randomBytes(6).toString("hex")}`;
@@ -37,6 +39,8 @@ export interface Version {
 
 export interface Place extends Version {
   readonly bad: boolean;
+  /** A bad one of the suspended tier. */
+  readonly suspended: boolean;
   readonly path: string;
 }
 
@@ -49,6 +53,11 @@ export function nameOf({ epoch, sequence }: Version): string {
   return sequence === 0 ? String(epoch) : `${epoch}.${sequence}`;
 }
 
+/** Of one of the suspended tier that is set aside. None is like another: each is the only copy of what it holds. */
+export function badSuspendedName(epoch: number): string {
+  return nameBeside("bad-suspended", epoch);
+}
+
 /** More than 0 where `a` is newer. */
 export function compareVersions(a: Version, b: Version): number {
   return a.epoch - b.epoch || a.sequence - b.sequence;
@@ -57,9 +66,13 @@ export function compareVersions(a: Version, b: Version): number {
 /** Images of a container, the bad ones too, newest first. `home`: its directory. */
 export async function placesIn(home: string): Promise<Place[]> {
   const places = (await directoriesIn(home)).flatMap((name) => {
+    const path = join(home, name);
+    const [, memory] = /^\.bad-suspended-(\d+)-[0-9a-f]+$/.exec(name) ?? [];
+    if (memory !== undefined) return [{ epoch: Number(memory), sequence: 0, bad: true, suspended: true, path }];
     const [, bad, epoch, sequence = 0] = /^(\.bad-)?(\d+)(?:\.([1-9]\d*))?$/.exec(name) ?? [];
     if (epoch === undefined) return [];
-    return [{ epoch: Number(epoch), sequence: Number(sequence), bad: bad !== undefined, path: join(home, name) }];
+    const version = { epoch: Number(epoch), sequence: Number(sequence) };
+    return [{ ...version, bad: bad !== undefined, suspended: false, path }];
   });
   return places.sort((a, b) => compareVersions(b, a));
 }
@@ -101,31 +114,42 @@ export function difference(
   return `${key} differs: ${key === "cpu" ? cpuDifference(theirs, ours) : `the image has ${theirs}, this host ${ours}`}`;
 }
 
-/** `strict`: a file that the manifest does not name is damage too. @returns what is wrong with its files */
+/**
+ * `strict`: a file that the manifest does not name is damage too. @returns what is wrong with its files
+ * @throws HakobuError UNAVAILABLE where they cannot be read here (EIO, ESTALE, EMFILE): that tells nothing of the image
+ */
 export async function damage(image: Image, digestBelowBytes: number, strict: boolean): Promise<string | undefined> {
   const { directory, manifest } = image;
-  try {
-    const looks = Object.entries(manifest.files).map(async ([path, { bytes, sha256 }]) => {
-      const file = join(directory, path);
-      const stats = await stat(file).catch(() => undefined);
-      if (stats === undefined || !stats.isFile()) return `${path} is missing`;
-      if (stats.size !== bytes) return `${path} has ${stats.size} bytes instead of ${bytes}`;
-      if (bytes >= digestBelowBytes) return undefined;
-      return (await digestOf(file)) === sha256 ? undefined : `${path} has changed: its SHA-256 is another one`;
-    });
-    const results = await Promise.all(looks.map((look) => look.catch(reasonOf)));
-    const found = results.find((result) => result !== undefined);
-    if (found !== undefined) return found;
-    if ((await stat(join(directory, referencesName)).catch(() => undefined)) === undefined)
-      return "it is being removed";
-    if (!strict) return undefined;
-    const more = (await filesIn(directory)).find(
-      (path) => path !== manifestName && !path.startsWith(`${referencesName}/`) && !Object.hasOwn(manifest.files, path),
-    );
-    return more === undefined ? undefined : `${more} does not belong to it`;
-  } catch (error) {
-    return reasonOf(error);
-  }
+  const looks = Object.entries(manifest.files).map(async ([path, { bytes, sha256 }]) => {
+    const file = join(directory, path);
+    const stats = await stat(file);
+    if (!stats.isFile()) return `${path} is missing`;
+    if (stats.size !== bytes) return `${path} has ${stats.size} bytes instead of ${bytes}`;
+    if (bytes >= digestBelowBytes) return undefined;
+    return (await digestOf(file)) === sha256 ? undefined : `${path} has changed: its SHA-256 is another one`;
+  });
+  const named = Object.keys(manifest.files);
+  const results = await Promise.all(
+    looks.map((look, at) => look.catch((error: unknown) => absence(`${named[at]} is missing`, error))),
+  );
+  const found = results.find((result) => result !== undefined);
+  if (found !== undefined) return found;
+  const opened = stat(join(directory, referencesName)).then(() => undefined);
+  const closed = await opened.catch((error: unknown) => absence("it is being removed", error));
+  if (closed !== undefined || !strict) return closed;
+  const more = await filesIn(directory).catch((error: unknown) => absence("it is being removed", error));
+  if (typeof more === "string") return more;
+  const foreign = more.find(
+    (path) => path !== manifestName && !path.startsWith(`${referencesName}/`) && !Object.hasOwn(manifest.files, path),
+  );
+  return foreign === undefined ? undefined : `${foreign} does not belong to it`;
+}
+
+/** @returns `absent` where that is what the error means. @throws HakobuError UNAVAILABLE */
+function absence(absent: string, error: unknown): string {
+  if (error instanceof HakobuError) return reasonOf(error);
+  if (!isTroubleHere(error)) return absent;
+  throw new HakobuError("UNAVAILABLE", `it cannot be read here: ${reasonOf(error)}`, { cause: error, retryable: true });
 }
 
 export async function digestOf(file: string): Promise<string> {

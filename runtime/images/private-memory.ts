@@ -3,9 +3,10 @@
 //   V1  It lies on a file system that is memory (tmpfs, ramfs), or is refused. Mode 0700. (Swap is the machine's: docs/reference/images.md.)
 //   V2  What a crash left in it goes when the agent starts again.
 import { createHash, randomBytes } from "node:crypto";
-import { chmod, mkdir, rm, statfs } from "node:fs/promises";
+import { mkdir, rm, statfs } from "node:fs/promises";
 import { join } from "node:path";
 import { HakobuError } from "../../actors/hakobu-error.js";
+import { ownDirectory } from "../engines/own-directory.js";
 
 const memory: ReadonlySet<number> = new Set([0x01021994 /* tmpfs */, 0x858458f6 /* ramfs */]);
 
@@ -39,8 +40,7 @@ export class PrivateMemory {
 
   async #prepare(): Promise<void> {
     await rm(this.#directory, { recursive: true, force: true });
-    await mkdir(this.#directory, { recursive: true, mode: 0o700 });
-    await chmod(this.#directory, 0o700);
+    ownDirectory(this.#directory);
     if (!memory.has((await statfs(this.#directory)).type))
       throw new HakobuError("CONFIG_INVALID", `${this.#directory} is on a disk: images are decrypted on a tmpfs only`);
   }

@@ -2,8 +2,8 @@
 //
 //   S1  It is restored at most once: whoever wants it renames it aside first, and of two exactly one finds it. A host that dies
 //       between that and the restore loses it: the container then begins from its golden image.
-//   S2  It is of the last run or is not used: `.ran` holds the epoch of the newest run, written before that began. A host that was
-//       superseded and did not know publishes nothing that counts.
+//   S2  It is of the last run or is not used: whoever starts the container takes it out of the way first, and `.ran` holds the epoch
+//       of the newest run, so that a host that was superseded and did not know publishes nothing that counts.
 //   S3  It holds what users did. Retention never keeps two, and it goes with its container's specification.
 import { mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
@@ -38,8 +38,13 @@ export async function readSuspended(home: string, container: string): Promise<Im
 export async function noteRun(home: string, epoch: number): Promise<void> {
   await mkdir(home, { recursive: true, mode: 0o700 });
   const draft = join(home, `${nameBeside("draft", epoch)}.ran`);
-  await writeFile(draft, `${epoch}\n`, { mode: 0o600 });
-  await rename(draft, join(home, ranName));
+  try {
+    await writeFile(draft, `${epoch}\n`, { mode: 0o600 });
+    await rename(draft, join(home, ranName));
+  } catch (error) {
+    await rm(draft, { force: true }).catch(() => {});
+    throw error;
+  }
 }
 
 /** S1. @returns where it is now; undefined: there is none */

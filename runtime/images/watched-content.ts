@@ -7,6 +7,7 @@ import { createHash, type Hash } from "node:crypto";
 import type { Stats } from "node:fs";
 import { lstat, readdir, readlink, realpath } from "node:fs/promises";
 import { join } from "node:path";
+import { within } from "../../actors/ports/clock.js";
 import type { Content } from "../../actors/ports/content.js";
 import type { Log } from "../../actors/ports/log.js";
 import { codeOf } from "./reference.js";
@@ -34,14 +35,7 @@ export class WatchedContent implements Content {
   }
 
   digest(paths: readonly string[], signal: AbortSignal): Promise<string> {
-    return new Promise((resolve, reject) => {
-      const onAbort = (): void => reject(signal.reason as Error);
-      if (signal.aborted) return onAbort();
-      signal.addEventListener("abort", onAbort, { once: true });
-      this.#digest(paths, signal)
-        .then(resolve, reject)
-        .finally(() => signal.removeEventListener("abort", onAbort));
-    });
+    return within(this.#digest(paths, signal), signal);
   }
 
   async #digest(paths: readonly string[], signal: AbortSignal): Promise<string> {

@@ -69,6 +69,19 @@ export async function whenListening(engine: Engine, instance: Instance, limitMs 
   }
 }
 
+/** Looks for what runs until the launch has ended. */
+async function lookedAt<T>(engine: Engine, launch: Promise<T>): Promise<T> {
+  let ended = false;
+  const outcome = launch.finally(() => (ended = true));
+  // Whoever fails here is told below.
+  outcome.catch(() => {});
+  while (!ended) {
+    await engine.find();
+    await new Promise(setImmediate);
+  }
+  return outcome;
+}
+
 /** Processes of the machine that were started as that container: restored ones keep their environment. */
 export async function processesOf(container: string): Promise<number[]> {
   const wanted = `HAKOBU_CONTAINER=${container}`;
@@ -250,6 +263,36 @@ export function engineContract(title: string, bench: EngineBench): void {
       await nothingLeft();
     });
 
+    it("is not disturbed in a start by whoever looks for what runs, as a host does that joins again", async () => {
+      const { instance } = await lookedAt(engine, engine.start(launchOf(fresh()), limit()));
+      await whenListening(engine, instance);
+      assert.equal(await get(instance, "/count"), "1");
+      assert.deepEqual(await engine.find(), [instance]);
+    });
+
+    it("bounds what a running container writes, and keeps it until its container is not wanted any more", async () => {
+      const instance = await started(fresh());
+      const asked: string[] = [];
+      const tidy = (wanted: boolean): Promise<void> =>
+        engine.tidy((name) => {
+          asked.push(name);
+          return wanted;
+        });
+      await tidy(false);
+      assert.ok(asked.includes(instance.container));
+      assert.equal(await get(instance, "/count"), "1");
+      assert.match(await engine.output(instance.container, 1), /count 1/);
+      await engine.boundOutput(instance.container);
+      await engine.stop(instance, 1000);
+      await tidy(true);
+      assert.match(await engine.output(instance.container, 1), /count 1/);
+      await tidy(false);
+      assert.equal(await engine.output(instance.container, 1), "");
+      asked.length = 0;
+      await tidy(false);
+      assert.deepEqual(asked, []);
+    });
+
     it("notes that a running container has been claimed again, and tells it", async () => {
       const instance = await started(fresh());
       const renewed = await engine.renew(instance, 77);
@@ -332,6 +375,12 @@ export function engineContract(title: string, bench: EngineBench): void {
         assert.deepEqual(await bench.engine(hosts[1]).find(), [instance]);
         await bench.engine(hosts[1]).stop(instance, 1000);
         await nothingLeft();
+      });
+
+      it("is not disturbed in a restore by whoever looks for what runs", async () => {
+        const { instance } = await lookedAt(other, other.restore(launchOf(spec), image, limit()));
+        assert.equal(await get(instance, "/count"), "2");
+        await other.stop(instance, 0);
       });
 
       it("refuses a damaged image and leaves nothing of the attempt", async () => {
@@ -432,6 +481,16 @@ export function engineContract(title: string, bench: EngineBench): void {
         it("is removed, and not adopted, by the agent that comes after the one that made it", async () => {
           await hold();
           assert.deepEqual(await bench.engine(hosts[1]).find(), []);
+          await nothingLeft();
+        });
+
+        it("stays when its own agent looks for what runs, while it is made and afterwards", async () => {
+          const standby = await lookedAt(other, hold());
+          assert.deepEqual(await other.find(), []);
+          const { instance } = await standby.run(7);
+          assert.equal(await get(instance, "/count"), "2");
+          assert.deepEqual(await other.find(), [instance]);
+          await other.stop(instance, 0);
           await nothingLeft();
         });
 

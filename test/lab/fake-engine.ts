@@ -42,6 +42,14 @@ export class FakeEngine implements Engine {
     return Promise.resolve(renewed);
   }
 
+  boundOutput(): Promise<void> {
+    return Promise.resolve();
+  }
+
+  tidy(): Promise<void> {
+    return Promise.resolve();
+  }
+
   async stop({ container, pid }: Instance, graceMs: number): Promise<void> {
     this.events.push(`stop ${container} ${graceMs}`);
     await this.#stopsAfter;

@@ -122,6 +122,8 @@ describe("a container with hooks", () => {
       listening: () => Promise.resolve(true),
       find: () => Promise.resolve([]),
       output: () => Promise.resolve(""),
+      boundOutput: () => Promise.resolve(),
+      tidy: () => Promise.resolve(),
     };
     const images: Partial<ImageStore> = {
       takeSuspended: () => Promise.resolve({ skipped: [] }),

@@ -19,13 +19,21 @@ describe("retention of images", () => {
   beforeEach(async () => {
     directory = await mkdtemp(join(tmpdir(), "hakobu-images-"));
   });
-  afterEach(() => rm(directory, { recursive: true, force: true }));
+  afterEach(async () => {
+    for (const store of stores.splice(0)) await store.close();
+    await rm(directory, { recursive: true, force: true });
+  });
 
-  const storeWith = (more: Partial<DirectoryImageStoreOptions> = {}): DirectoryImageStore =>
-    new DirectoryImageStore({ directory, log: noLog, ...more });
+  const stores: DirectoryImageStore[] = [];
+  const storeWith = (more: Partial<DirectoryImageStoreOptions> = {}): DirectoryImageStore => {
+    const store = new DirectoryImageStore({ directory, log: noLog, ...more });
+    stores.push(store);
+    return store;
+  };
   /** Publishes and keeps all. */
   const plenty = (): DirectoryImageStore => storeWith({ keep: 100 });
 
+  /** When it resolves, what it supersedes has been collected. */
   async function publish(store: DirectoryImageStore, epoch: number, container = "blog"): Promise<Image> {
     const draft = await store.begin(container, epoch);
     await writeFile(join(draft.directory, "pages-1.img"), Buffer.alloc(bytes, epoch));
@@ -38,6 +46,7 @@ describe("retention of images", () => {
       fingerprint: {},
       taken: "2026-01-01T00:00:00Z",
     });
+    await store.close();
     return image;
   }
 
@@ -73,12 +82,26 @@ describe("retention of images", () => {
     assert.deepEqual(problems, []);
   });
 
+  it("is waited for by nobody who publishes", async () => {
+    const order: string[] = [];
+    const log = { ...noLog, debug: (_: object, message: string) => void order.push(message) };
+    const store = storeWith({ keep: 1, log });
+    const older = await publish(store, 1);
+    const draft = await store.begin("blog", 2);
+    await writeFile(join(draft.directory, "pages-1.img"), "pages");
+    await draft.publish({ ...older.manifest, epoch: 2 });
+    order.push("published");
+    await store.close();
+    assert.deepEqual(order, ["published", "image removed"]);
+  });
+
   describe("an image in use (C2)", () => {
     it("stays until it is given back", async () => {
       const store = storeWith({ keep: 1 });
       const image = await publish(store, 1);
       const restore = await use(store, image);
       for (const epoch of [2, 3]) await publish(store, epoch);
+      await store.close();
       assert.deepEqual(await names(), ["1", "3"]);
       assert.equal((await readFile(join(restore.directory, "pages-1.img"))).length, bytes);
       restore.release();
@@ -138,17 +161,19 @@ describe("retention of images", () => {
           outcomes.whole++;
           restore.release();
         };
+        const collectors = Promise.all([store, storeWith({ keep: 1 })].map((each) => each.collect()));
         const readers = Array.from({ length: 3 }, async (_, n) => {
           for (let turn = 0; turn < n * (round % 5); turn++) await stat(directory);
+          // The last one comes when the collectors have been there.
+          if (n === 2) await collectors;
           await read();
         });
-        const collectors = [store, storeWith({ keep: 1 })].map((each) => each.collect());
-        await Promise.all([...readers, ...collectors]);
+        await Promise.all([...readers, collectors]);
         await store.close();
         await rm(join(directory, "blog"), { recursive: true, force: true });
       }
       assert.equal(outcomes.whole + outcomes.gone, 120);
-      assert.ok(outcomes.whole > 0);
+      assert.ok(outcomes.whole > 0 && outcomes.gone > 0, JSON.stringify(outcomes));
     });
   });
 
@@ -180,6 +205,7 @@ describe("retention of images", () => {
       await aged(join(directory, "blog", ".bad-1", "manifest.json"), hourMs);
       await publish(store, 2);
       await publish(store, 3);
+      await store.close();
       assert.deepEqual(await names(), ["2", "3"]);
     });
 
@@ -286,6 +312,8 @@ describe("retention of images", () => {
     const home = join(directory, "blog");
     for (const name of [".gone-0-abc", ".draft-7-old", ".draft-8-new"]) await mkdir(join(home, name));
     await aged(join(home, ".draft-7-old"), 61 * 60 * 1000);
+    await writeFile(join(home, ".draft-9-crashed.ran"), "9");
+    await aged(join(home, ".draft-9-crashed.ran"), 61 * 60 * 1000);
     await plenty().collect();
     assert.deepEqual(await names(), [".draft-8-new", "1"]);
   });

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { randomBytes } from "node:crypto";
-import { chmod, cp, mkdir, mkdtemp, readdir, readFile, rm, stat, truncate, writeFile } from "node:fs/promises";
+import { chmod, cp, mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import * as fc from "fast-check";
@@ -36,13 +36,17 @@ describe("images with the cluster's key", () => {
   beforeEach(async () => {
     directory = await mkdtemp(join(tmpdir(), "hakobu-images-"));
   });
+  const stores: DirectoryImageStore[] = [];
   afterEach(async () => {
+    for (const store of stores.splice(0)) await store.close();
     await rm(directory, { recursive: true, force: true });
     await memory.close();
   });
 
   function storeWith(more: Partial<DirectoryImageStoreOptions>): DirectoryImageStore {
-    return new DirectoryImageStore({ directory, log: noLog, ...more });
+    const store = new DirectoryImageStore({ directory, log: noLog, ...more });
+    stores.push(store);
+    return store;
   }
 
   const taken = (epoch: number, more: Partial<Taken> = {}): Taken => {
@@ -160,6 +164,20 @@ describe("images with the cluster's key", () => {
     });
   });
 
+  it("stay where a host that looks at them after a restore cannot read them", async () => {
+    const problems: string[] = [];
+    const log = { ...noLog, warn: (_: object, message: string) => void problems.push(message) };
+    const store = storeWith({ key, log, verifyAfterMs: 0 });
+    const image = await publish(store, 1);
+    await unreadable(join(image.directory, "criu", "pages-1.img"));
+    (await store.use(image, noSignal))?.release();
+    await until(() => Promise.resolve(problems.length > 0));
+    assert.deepEqual(problems, ["image could not be verified"]);
+    assert.deepEqual(await readdir(join(directory, "blog")), ["1"]);
+    assert.match(why(await store.find(record, fingerprint)), /cannot be read here: ELOOP/);
+    await store.close();
+  });
+
   describe("the key's file (K2)", () => {
     it("is taken when it is long enough and private, and refused otherwise", async () => {
       const path = join(directory, "key");
@@ -242,6 +260,14 @@ describe("images with the cluster's key", () => {
         assert.deepEqual(await readdir(clear), []);
         assert.notEqual(await store.verify(image), undefined);
       });
+
+    it("is not to blame for a host that cannot read it", async () => {
+      const store = encrypted();
+      const image = await publish(store, 1);
+      await unreadable(join(image.directory, "criu", "pages-1.img"));
+      await assert.rejects(store.use(image, noSignal), isCode("UNAVAILABLE"));
+      assert.deepEqual(await readdir(clear), []);
+    });
 
     it("stops when the restore is called off", async () => {
       const store = encrypted();
@@ -377,6 +403,26 @@ describe("images with the cluster's key", () => {
       await store.close();
     });
 
+    it("gives the suspended image to a run that cannot be noted, and to no later one", async () => {
+      const shared = await tmpfs("images", "5m");
+      const problems: string[] = [];
+      const log = { ...noLog, warn: (_: object, message: string) => void problems.push(message) };
+      const store = storeWith({ directory: shared, log });
+      const draft = await store.begin("blog", 1);
+      await writeFile(join(draft.directory, "pages-1.img"), secret);
+      await draft.publish({ ...taken(1), tier: "suspended" });
+      await writeFile(join(shared, "filler"), randomBytes(5 * chunkBytes)).catch(() => {});
+      const suspends = recordOf("blog", { onIdle: "suspend" }, "hash");
+      const { image } = await store.takeSuspended(suspends, fingerprint, 2);
+      assert.equal(image?.manifest.epoch, 1);
+      assert.deepEqual(problems, ["it could not be noted that the container runs"]);
+      assert.equal((await store.takeSuspended(suspends, fingerprint, 2)).image, undefined);
+      assert.deepEqual(
+        (await readdir(join(shared, "blog"))).filter((name) => !name.startsWith(".taken-")),
+        [],
+      );
+    });
+
     it("keeps an image for which there is no memory now", async () => {
       const small = new PrivateMemory(join(await tmpfs("clear", "1m"), "of-host"));
       const image = await publish(storeWith({ key, memory, encrypt: true }), 1);
@@ -388,6 +434,12 @@ describe("images with the cluster's key", () => {
 
 async function epochs(home: string): Promise<number[]> {
   return (await readdir(home)).filter((name) => /^\d+$/.test(name)).map(Number);
+}
+
+/** To whoever opens it, the system says no: a link to itself. */
+async function unreadable(file: string): Promise<void> {
+  await rm(file);
+  await symlink(file, file);
 }
 
 async function until(holds: () => Promise<boolean>): Promise<void> {

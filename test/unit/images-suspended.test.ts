@@ -1,6 +1,6 @@
 // The suspended tier of the image store: one image, restored at most once, never older than the last run.
 import assert from "node:assert/strict";
-import { mkdtemp, readdir, rm, truncate, writeFile } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, rm, truncate, utimes, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { HakobuError } from "../../actors/hakobu-error.js";
@@ -19,7 +19,10 @@ describe("the suspended tier", () => {
     directory = await mkdtemp(join(tmpdir(), "hakobu-suspended-"));
     store = new DirectoryImageStore({ directory, log: noLog });
   });
-  afterEach(() => rm(directory, { recursive: true, force: true }));
+  afterEach(async () => {
+    await store.close();
+    await rm(directory, { recursive: true, force: true });
+  });
 
   async function suspend(
     epoch: number,
@@ -118,6 +121,29 @@ describe("the suspended tier", () => {
       [],
     );
     assert.equal((await store.list("blog")).length, 3, "they are listed with their reasons");
+  });
+
+  it("is kept for people where it cannot be read, or is of another version, beside golden ones that are set aside", async () => {
+    const draft = await store.begin("blog", 1);
+    await writeFile(join(draft.directory, "pages-1.img"), "golden");
+    const taken = { container: "blog", epoch: 1, specHash: "hash", engine: "runc", at: "warm", fingerprint } as const;
+    await store.setAside(await draft.publish({ ...taken, taken: "2026-01-01T00:00:00Z" }), "no good");
+    const { directory: published } = await suspend(1, "memory of users");
+    const manifest = join(published, "manifest.json");
+    await writeFile(manifest, (await readFile(manifest, "utf8")).replace('"format": 1', '"format": 2'));
+    assert.match(why(await take(1)), /another version: format 2/);
+    await suspend(1, "damaged", { specHash: "other" });
+    assert.match(why(await take(1)), /another specification/);
+    const bad = (await kept()).filter((name) => name.startsWith(".bad-"));
+    assert.equal(bad.length, 3, bad.join());
+    const texts = await Promise.all(bad.map((name) => readFile(join(directory, "blog", name, "pages-1.img"), "utf8")));
+    assert.deepEqual(texts.toSorted(), ["damaged", "golden", "memory of users"]);
+    const listed = await store.list("blog");
+    assert.equal(listed.filter((each) => "tier" in each && each.tier === "suspended").length, 2);
+    const later = new Date(Date.now() - 25 * 60 * 60 * 1000);
+    for (const name of bad) await utimes(join(directory, "blog", name, "reason.txt"), later, later);
+    await store.collect();
+    assert.deepEqual(await store.list("blog"), []);
   });
 
   it("is dropped by a start of a container that keeps its memory no more", async () => {

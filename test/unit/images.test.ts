@@ -32,10 +32,20 @@ describe("image store on a directory", () => {
 
   beforeEach(async () => {
     directory = await mkdtemp(join(tmpdir(), "hakobu-images-"));
-    store = new DirectoryImageStore({ directory, log });
+    store = open();
   });
 
-  afterEach(() => rm(directory, { recursive: true, force: true }));
+  afterEach(async () => {
+    for (const each of stores.splice(0)) await each.close();
+    await rm(directory, { recursive: true, force: true });
+  });
+
+  const stores: DirectoryImageStore[] = [];
+  function open(keep = 2): DirectoryImageStore {
+    const opened = new DirectoryImageStore({ directory, log, keep });
+    stores.push(opened);
+    return opened;
+  }
 
   function manifestOf(epoch: number, more: Partial<Manifest> = {}): Omit<Manifest, "format" | "files"> {
     const taken = "2026-01-01T00:00:00Z";
@@ -256,9 +266,9 @@ describe("image store on a directory", () => {
   });
 
   it("serves many hosts that publish at once", async () => {
-    const stores = [1, 2, 3, 4].map(() => new DirectoryImageStore({ directory, log }));
+    const hosts = [1, 2, 3, 4].map(() => open());
     const published = await Promise.allSettled(
-      Array.from({ length: 12 }, (_, n) => publish(20 + n, {}, stores[n % stores.length])),
+      Array.from({ length: 12 }, (_, n) => publish(20 + n, {}, hosts[n % hosts.length])),
     );
     assert.deepEqual(
       published.map(({ status }) => status),
@@ -275,8 +285,10 @@ describe("image store on a directory", () => {
   });
 
   describe("images of one epoch", () => {
-    const places = async (): Promise<string[]> =>
-      (await readdir(join(directory, "blog"))).toSorted((a, b) => (a < b ? -1 : 1));
+    const places = async (): Promise<string[]> => {
+      await store.close();
+      return (await readdir(join(directory, "blog"))).toSorted((a, b) => (a < b ? -1 : 1));
+    };
     const sequenceOf = ({ image }: FoundImage): number | undefined => image?.manifest.sequence;
 
     it("are told apart by a sequence: the newest is found, and says so itself", async () => {
@@ -328,7 +340,7 @@ describe("image store on a directory", () => {
       const old = await publish(5);
       const draft = await store.begin("blog", 5);
       await cp(old.directory, draft.directory, { recursive: true });
-      const again = new DirectoryImageStore({ directory, log });
+      const again = open();
       assert.deepEqual(await again.find(record, fingerprint), { image: old, skipped: [] });
       assert.equal((await again.list()).length, 1);
       const abort = new AbortController();
@@ -342,7 +354,7 @@ describe("image store on a directory", () => {
     });
 
     it("are all published where many writers are at it, each under a name of its own", async () => {
-      const plenty = () => new DirectoryImageStore({ directory, log, keep: 100 });
+      const plenty = () => open(100);
       const images = await Promise.all(Array.from({ length: 6 }, () => publish(5, {}, plenty())));
       assert.equal(new Set(images.map((image) => image.directory)).size, 6);
       for (const image of images) assert.equal(await store.verify(image), undefined);
@@ -411,7 +423,9 @@ describe("image store on a directory", () => {
     );
   });
 
+  /** When what is superseded has been collected. */
   async function epochs(): Promise<number[]> {
+    await store.close();
     const names = await readdir(join(directory, "blog"));
     return names
       .filter((name) => /^\d+$/.test(name))

@@ -7,6 +7,7 @@
 //   E3  What changes one container happens one after the other.
 //   E4  A dump is never cut by its caller: a container in which CRIU works would be damaged. An abort is reported when it has ended.
 import { mkdirSync, writeFileSync } from "node:fs";
+import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { type ErrorCode, HakobuError, reasonOf } from "../../../actors/hakobu-error.js";
 import type { Engine, Instance, Launch, Launched, Phases } from "../../../actors/ports/engine.js";
@@ -18,8 +19,10 @@ import { abortError } from "../command.js";
 import { containersIn, readInstance, writeInstance } from "../instance-file.js";
 import { tellEpoch } from "../run-directory.js";
 import { isListening } from "../listening.js";
-import { readOutputLog } from "../output-log.js";
+import { Hangs } from "../hangs.js";
+import { boundOutputLog, readOutputLog } from "../output-log.js";
 import { handlesTerm, identify, isRunning, signalProcess, waitUntil } from "../process-table.js";
+import { Turns } from "../turns.js";
 import { baseLayer } from "../runc/base-layer.js";
 import { type Cgroups, findCgroups, scaleCgroup } from "../runc/cgroup.js";
 import { type Criu, openCriu, removeStaleMountPoints } from "../runc/criu.js";
@@ -73,7 +76,8 @@ export class HaconiwaEngine implements Engine {
   readonly #cgroups: Cgroups;
   readonly #layers = new Map<string, Promise<string>>();
   readonly #rootfs = new Map<string, string>();
-  readonly #turns = new Map<string, Promise<unknown>>();
+  readonly #turns = new Turns();
+  readonly #hangs = new Hangs();
   readonly #prober = new TcpProber();
 
   constructor({ hostId, stateDir, log, binary, hidden = [] }: HaconiwaEngineOptions) {
@@ -117,7 +121,7 @@ export class HaconiwaEngine implements Engine {
     const title = `the checkpoint of ${spec.name}`;
     const program = this.#required(this.#program, "CHECKPOINT_FAILED", notInstalled);
     const service = this.#required(this.#service, "CHECKPOINT_FAILED", noCriu);
-    return this.#inTurn(container, async () => {
+    return this.#turns.inTurn(container, async () => {
       if (signal.aborted) throw abortError(signal, title);
       if (!isRunning(instance))
         throw new HakobuError("CHECKPOINT_FAILED", `${container} does not run any more: nothing to image`);
@@ -149,7 +153,7 @@ export class HaconiwaEngine implements Engine {
 
   async scale(instance: Instance, limits: ContainerSpec["limits"]): Promise<void> {
     const names = this.#names(instance.container);
-    await this.#inTurn(instance.container, async () => {
+    await this.#turns.inTurn(instance.container, async () => {
       scaleCgroup(this.#cgroups, names, limits);
       await growRootfs(names, limits);
     });
@@ -166,7 +170,7 @@ export class HaconiwaEngine implements Engine {
   async stop(instance: Instance, graceMs: number): Promise<void> {
     const { container, pid } = instance;
     const names = this.#names(container);
-    await this.#inTurn(container, async () => {
+    await this.#turns.inTurn(container, async () => {
       // Without a handler for it the first process of a pid namespace never notices a TERM.
       if (graceMs > 0 && isRunning(instance) && handlesTerm(pid)) {
         await this.#term(names, pid);
@@ -192,7 +196,7 @@ export class HaconiwaEngine implements Engine {
     removeStaleMountPoints();
     for (const container of containersIn(this.#directory)) {
       const names = this.#names(container);
-      await this.#inTurn(container, async () => {
+      await this.#turns.inTurn(container, async () => {
         const instance = readInstance(names.directory);
         const supervisor = supervisorIn(names.pidFile);
         const supervised = supervisor === undefined ? undefined : containerOf(supervisor);
@@ -210,6 +214,19 @@ export class HaconiwaEngine implements Engine {
 
   output(container: string, lines: number): Promise<string> {
     return readOutputLog(this.#names(container).outputLog, lines);
+  }
+
+  boundOutput(container: string): Promise<void> {
+    return boundOutputLog(this.#names(container).outputLog);
+  }
+
+  async tidy(wanted: (container: string) => boolean): Promise<void> {
+    for (const container of containersIn(this.#directory))
+      await this.#turns.inTurn(container, async () => {
+        const names = this.#names(container);
+        if (!wanted(container) && readInstance(names.directory) === undefined && !hasSandbox(names))
+          await rm(names.directory, { recursive: true, force: true });
+      });
   }
 
   /** Ends `criu service`; containers go on. Idempotent. */
@@ -231,14 +248,14 @@ export class HaconiwaEngine implements Engine {
     const { spec } = launch;
     const title = `${image === undefined ? "the start" : "the restore"} of ${spec.name}`;
     const names = this.#names(spec.name);
-    return this.#inTurn(spec.name, async () => {
+    return this.#turns.inTurn(spec.name, async () => {
       if (signal.aborted) throw abortError(signal, title);
-      const program = this.#required(this.#program, failure, notInstalled);
-      if (image !== undefined) this.#required(this.#criu, failure, noCriu);
+      const program = this.#required(this.#program, "UNAVAILABLE", notInstalled);
+      if (image !== undefined) this.#required(this.#criu, "UNAVAILABLE", noCriu);
       const known = readInstance(names.directory);
       if (known !== undefined && isRunning(known))
         throw new HakobuError(
-          failure,
+          "START_FAILED",
           `${spec.name} runs on this host already, as process ${known.pid}: stop it first`,
         );
       try {
@@ -250,7 +267,7 @@ export class HaconiwaEngine implements Engine {
         );
         if (signal.aborted) throw abortError(signal, title);
         if (error instanceof HakobuError) throw error;
-        throw new HakobuError(failure, `${title} failed: ${reasonOf(error)}`, { cause: error });
+        throw new HakobuError("START_FAILED", `${title} failed: ${reasonOf(error)}`, { cause: error });
       }
     });
   }
@@ -281,7 +298,9 @@ export class HaconiwaEngine implements Engine {
     await program.up(command, names, this.#cgroups.of(names), call);
     const acceptedMs = performance.now();
     const limitMs = image === undefined ? startLimitMs : restoreLimitMs + (bytes / 1024 / 1024) * restoreLimitMsPerMiB;
-    const pid = await this.#whenUp(failure, program, names, spec, image !== undefined, limitMs, signal);
+    const pid = await this.#hangs.watch(spec.name, signal, () =>
+      this.#whenUp(failure, program, names, spec, image !== undefined, limitMs, signal),
+    );
     const { startTime } = identify(pid);
     const instance: Instance = {
       container: spec.name,
@@ -332,7 +351,7 @@ export class HaconiwaEngine implements Engine {
       if (ended) throw new HakobuError(failure, `${what} of ${name} was accepted, then it ended: ${await why()}`);
       if (performance.now() > end)
         throw new HakobuError(
-          failure,
+          restored ? "DEADLINE_EXCEEDED" : failure,
           `${what} of ${name} was accepted, then nothing came of it in ${limitMs} ms (${
             answers ? "no live supervisor in its pid file" : "its port does not answer"
           }): ${await why()}`,
@@ -352,17 +371,6 @@ export class HaconiwaEngine implements Engine {
         "haconiwa kill failed: signals it itself",
       );
       signalProcess(pid, "SIGTERM");
-    }
-  }
-
-  async #inTurn<T>(container: string, work: () => Promise<T>): Promise<T> {
-    const before = this.#turns.get(container) ?? Promise.resolve();
-    const turn = before.then(work, work);
-    this.#turns.set(container, turn);
-    try {
-      return await turn;
-    } finally {
-      if (this.#turns.get(container) === turn) this.#turns.delete(container);
     }
   }
 

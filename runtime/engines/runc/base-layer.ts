@@ -18,6 +18,7 @@ import {
 } from "node:fs";
 import { dirname, join } from "node:path";
 import { runCommand } from "../command.js";
+import { ownDirectory } from "../own-directory.js";
 
 const home = "/dev/shm/hakobu-layers";
 /** Part of the digest: counts changes of this file that no other part of it shows. */
@@ -101,6 +102,7 @@ interface Plan {
 export async function baseLayer(lower: string, secret: readonly string[]): Promise<string> {
   const plan = planOf(lower, secret);
   const digest = createHash("sha256").update(JSON.stringify({ layout, plan, deviceNodes, deviceLinks })).digest("hex");
+  ownDirectory(home);
   const layer = join(home, digest.slice(0, 16));
   if (existsSync(layer)) return layer;
 

@@ -9,6 +9,7 @@
 import { createHash } from "node:crypto";
 import {
   closeSync,
+  existsSync,
   mkdirSync,
   openSync,
   readdirSync,
@@ -22,6 +23,7 @@ import {
 import { join } from "node:path";
 import { type ErrorCode, HakobuError, reasonOf } from "../../../actors/hakobu-error.js";
 import { runCommand } from "../command.js";
+import { ownDirectory } from "../own-directory.js";
 import { checkSizes, criuDirectory, lastErrorsIn, noteSizes, whyNoDump } from "../criu-images.js";
 import type { Names } from "./names.js";
 import type { Bind } from "./oci-config.js";
@@ -36,7 +38,7 @@ const mountPointPrefix = ".criu.mntns.";
 const staleAfterMs = 10 * 60_000;
 /** A dump that is killed half-way can take the container with it. */
 const dumpPatienceMs = 3_000;
-/** A restore that takes longer hangs: this, and this much for each MiB of the image. */
+/** From "go" on. A restore that takes longer hangs: this, and this much for each MiB of CRIU's files. */
 const restoreLimitMs = 15_000;
 const restoreLimitMsPerMiB = 20;
 
@@ -54,7 +56,7 @@ export function openCriu(binary: string, paths: readonly string[]): Criu {
   if (!replace) return { binary, digest, prefix: [] };
   // Two builds of CRIU spoil each other's cache.
   const run = `/dev/shm/hakobu-run-${digest}`;
-  mkdirSync(run, { recursive: true, mode: 0o700 });
+  ownDirectory(run);
   const script = `mount --bind ${run} /run && exec "$@"`;
   return { binary, digest, prefix: ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", script, "sh"] };
 }
@@ -137,7 +139,8 @@ export interface RestoreOptions {
 
 /**
  * Begins while the sandbox is being made: to enter a control group takes the kernel 10 ms, most of them asleep.
- * @returns the pid of the first process. @throws HakobuError RESTORE_FAILED
+ * @returns the pid of the first process
+ * @throws HakobuError RESTORE_FAILED where CRIU refuses the image; DEADLINE_EXCEEDED where it hangs; UNAVAILABLE where it could not be run
  */
 export async function restore(criu: Criu, names: Names, options: RestoreOptions): Promise<number> {
   const { directory, binds, cgroups, ready, stopped, signal } = options;
@@ -181,14 +184,11 @@ async function logged(
   try {
     await work();
   } catch (error) {
-    // DEADLINE_EXCEEDED without the caller's signal: CRIU hangs, and would again.
-    if (
-      !(error instanceof HakobuError) ||
-      signal.aborted ||
-      (error.code !== code && error.code !== "DEADLINE_EXCEEDED")
-    )
-      throw error;
+    if (!(error instanceof HakobuError) || signal.aborted || error.code === "UNAVAILABLE") throw error;
+    // CRIU begins its log before it looks at anything: without one it was not CRIU that failed.
+    const ofCriu = error.code === code && existsSync(log);
+    const as = ofCriu || error.code === "DEADLINE_EXCEEDED" ? error.code : "UNAVAILABLE";
     const why = code === "CHECKPOINT_FAILED" ? whyNoDump(log, error) : `${lastErrorsIn(log)} (${reasonOf(error)})`;
-    throw new HakobuError(code, `${title} failed: ${why}`, { cause: error });
+    throw new HakobuError(as, `${title} failed: ${why}`, { cause: error });
   }
 }

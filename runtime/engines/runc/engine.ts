@@ -2,8 +2,10 @@
 // stopped by pid and control group in either case.
 //
 //   E1  start() and restore() leave a running instance, or nothing of it but its log.
-//   E2  What find() does not return is not there: leftovers of dead instances are removed.
+//   E2  What find() does not return is not there, but for standbys and shadows of this agent: leftovers of dead instances are removed.
+//   E3  What changes one container happens one after the other: find() waits for a launch and meets what came of it, not its middle.
 import { closeSync, mkdirSync, openSync, readFileSync, writeFileSync } from "node:fs";
+import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { type ErrorCode, HakobuError, reasonOf } from "../../../actors/hakobu-error.js";
 import type { Engine, Instance, Launch, Launched, Phases, Standby } from "../../../actors/ports/engine.js";
@@ -13,9 +15,11 @@ import { findCriu } from "../../doctor/criu-binary.js";
 import { abortError, lastLines, runCommand } from "../command.js";
 import { checkContainerName, containersIn, readInstance, writeInstance } from "../instance-file.js";
 import { isListening } from "../listening.js";
-import { readOutputLog } from "../output-log.js";
+import { Hangs } from "../hangs.js";
+import { boundOutputLog, readOutputLog } from "../output-log.js";
 import { fillRunDirectory, tellEpoch } from "../run-directory.js";
 import { handlesTerm, identify, isRunning, signalProcess, waitUntil } from "../process-table.js";
+import { Turns } from "../turns.js";
 import { baseLayer } from "./base-layer.js";
 import { findCgroups, scaleCgroup, signalCgroup } from "./cgroup.js";
 import { type Criu, checkCriu, dump, openCriu, removeStaleMountPoints, restore } from "./criu.js";
@@ -62,6 +66,10 @@ export class RuncEngine implements Engine {
     string,
     { readonly signature: string; readonly fingerprint: Readonly<Record<string, string>> }
   >();
+  readonly #turns = new Turns();
+  readonly #hangs = new Hangs();
+  /** Standbys and shadows of this agent: find() leaves them alone. */
+  readonly #held = new Set<string>();
   #ready: Promise<void> | undefined;
 
   constructor({ hostId, stateDir, log, hidden = [] }: RuncEngineOptions) {
@@ -111,15 +119,20 @@ export class RuncEngine implements Engine {
   }
 
   start(launch: Launch, signal: AbortSignal): Promise<Launched> {
-    return this.#start(launch, launch.spec.name, signal);
+    return this.#turns.inTurn(launch.spec.name, () => this.#start(launch, launch.spec.name, signal));
   }
 
-  shadow(launch: Launch, signal: AbortSignal): Promise<Launched> {
-    return this.#start(launch, shadowOf(launch.spec.name), signal);
+  async shadow(launch: Launch, signal: AbortSignal): Promise<Launched> {
+    const as = shadowOf(launch.spec.name);
+    return this.#turns.inTurn(as, async () => {
+      const launched = await this.#start(launch, as, signal);
+      this.#held.add(as);
+      return launched;
+    });
   }
 
   async #start(launch: Launch, as: string, signal: AbortSignal): Promise<Launched> {
-    const laid = await this.#launch("START_FAILED", launch, as, undefined, signal, async (names, binds, ready) => {
+    const laid = await this.#launch(launch, as, undefined, signal, async (names, binds, ready) => {
       await ready;
       writeFileSync(join(names.bundle, "config.json"), JSON.stringify(ociConfig(names, launch, binds)));
       const log = join(names.bundle, "runc.log");
@@ -145,44 +158,51 @@ export class RuncEngine implements Engine {
     return this.#note(launch, laid);
   }
 
-  async restore(launch: Launch, directory: string, signal: AbortSignal): Promise<Launched> {
-    return this.#note(launch, await this.#restore(launch, directory, false, signal));
+  restore(launch: Launch, directory: string, signal: AbortSignal): Promise<Launched> {
+    return this.#turns.inTurn(launch.spec.name, async () =>
+      this.#note(launch, await this.#restore(launch, directory, false, signal)),
+    );
   }
 
   async standby(launch: Omit<Launch, "epoch">, directory: string, signal: AbortSignal): Promise<Standby> {
-    const laid = await this.#restore({ ...launch, epoch: 0 }, directory, true, signal);
-    const { names, phases } = laid;
+    const { name } = launch.spec;
+    const laid = await this.#turns.inTurn(name, async () => {
+      const restored = await this.#restore({ ...launch, epoch: 0 }, directory, true, signal);
+      this.#held.add(name);
+      return restored;
+    });
     return {
-      phases,
-      run: async (epoch) => {
-        const begunMs = performance.now();
-        try {
-          const as = { ...launch, epoch };
-          fillRunDirectory(names.run, this.#hostId, as);
-          signalCgroup(names, "SIGCONT");
-          const { instance } = await this.#note(as, laid);
-          return { instance, phases: [{ name: "resume", ms: performance.now() - begunMs }] };
-        } catch (error) {
-          await removeSandbox(names, this.#sandbox.runcRoot);
-          const message = `${names.container} did not go on: ${reasonOf(error)}`;
-          throw new HakobuError("RESTORE_FAILED", message, { cause: error });
-        }
-      },
-      discard: () => removeSandbox(names, this.#sandbox.runcRoot),
+      phases: laid.phases,
+      run: (epoch) => this.#turns.inTurn(name, () => this.#resume({ ...launch, epoch }, laid)),
+      discard: () => this.#turns.inTurn(name, () => this.#remove(laid.names)),
     };
   }
 
-  #restore(launch: Launch, directory: string, stopped: boolean, signal: AbortSignal): Promise<Laid> {
-    return this.#launch("RESTORE_FAILED", launch, launch.spec.name, directory, signal, (names, binds, ready) =>
-      restore(this.#requireCriu("RESTORE_FAILED"), names, {
-        directory,
-        binds,
-        cgroups: this.#sandbox.cgroups.of(names),
-        ready,
-        stopped,
-        signal,
-      }),
-    );
+  async #resume(launch: Launch, laid: Laid): Promise<Launched> {
+    const { names } = laid;
+    const begunMs = performance.now();
+    try {
+      fillRunDirectory(names.run, this.#hostId, launch);
+      signalCgroup(names, "SIGCONT");
+      const { instance } = await this.#note(launch, laid);
+      this.#held.delete(names.container);
+      return { instance, phases: [{ name: "resume", ms: performance.now() - begunMs }] };
+    } catch (error) {
+      await this.#remove(names);
+      const message = `${names.container} did not go on: ${reasonOf(error)}`;
+      // It died as it was, or this machine could not write a file for it.
+      const died = error instanceof HakobuError;
+      throw new HakobuError(died ? "RESTORE_FAILED" : "START_FAILED", message, { cause: error });
+    }
+  }
+
+  async #restore(launch: Launch, directory: string, stopped: boolean, signal: AbortSignal): Promise<Laid> {
+    const criu = this.#requireCriu("UNAVAILABLE");
+    return this.#launch(launch, launch.spec.name, directory, signal, (names, binds, ready) => {
+      const cgroups = this.#sandbox.cgroups.of(names);
+      const options = { directory, binds, cgroups, ready, stopped, signal };
+      return this.#hangs.watch(names.container, signal, () => restore(criu, names, options));
+    });
   }
 
   /** Notes it on disk: from now on an agent that starts again finds it. */
@@ -197,7 +217,7 @@ export class RuncEngine implements Engine {
       writeInstance(names.directory, instance);
       return { instance, phases };
     } catch (error) {
-      await removeSandbox(names, this.#sandbox.runcRoot);
+      await this.#remove(names);
       throw error;
     }
   }
@@ -233,13 +253,15 @@ export class RuncEngine implements Engine {
     return renewed;
   }
 
-  async stop(instance: Instance, graceMs: number): Promise<void> {
-    // Without a handler for it the first process of a pid namespace never notices a TERM.
-    if (graceMs > 0 && isRunning(instance) && handlesTerm(instance.pid)) {
-      signalProcess(instance.pid, "SIGTERM");
-      await waitUntil(() => !isRunning(instance), graceMs);
-    }
-    await removeSandbox(this.#names(instance.container), this.#sandbox.runcRoot);
+  stop(instance: Instance, graceMs: number): Promise<void> {
+    return this.#turns.inTurn(instance.container, async () => {
+      // Without a handler for it the first process of a pid namespace never notices a TERM.
+      if (graceMs > 0 && isRunning(instance) && handlesTerm(instance.pid)) {
+        signalProcess(instance.pid, "SIGTERM");
+        await waitUntil(() => !isRunning(instance), graceMs);
+      }
+      await this.#remove(this.#names(instance.container));
+    });
   }
 
   alive(instance: Instance): boolean {
@@ -251,28 +273,61 @@ export class RuncEngine implements Engine {
   }
 
   async find(): Promise<readonly Instance[]> {
-    const found: Instance[] = [];
-    for (const container of containersIn(this.#directory)) {
-      const names = this.#names(container);
-      const instance = readInstance(names.directory);
-      if (instance !== undefined && isRunning(instance)) {
-        found.push(instance);
-        continue;
-      }
-      if (instance === undefined && !hasSandbox(names, this.#sandbox.runcRoot)) continue;
-      this.#log.info({ container }, "removing what is left of a container that does not run");
-      await removeSandbox(names, this.#sandbox.runcRoot);
-    }
-    for (const shadow of shadowsIn(this.#directory)) await removeSandbox(this.#names(shadow), this.#sandbox.runcRoot);
-    return found;
+    const containers = containersIn(this.#directory);
+    const found = await Promise.all(containers.map((container) => this.#runningOrRemoved(container)));
+    await Promise.all(shadowsIn(this.#directory).map((shadow) => this.#runningOrRemoved(shadow)));
+    return found.filter((instance) => instance !== undefined);
+  }
+
+  /** E2, E3. A shadow is removed though it runs. */
+  async #runningOrRemoved(container: string): Promise<Instance | undefined> {
+    const names = this.#names(container);
+    const running = (): Instance | undefined => {
+      const instance = names.outlet === undefined ? readInstance(names.directory) : undefined;
+      return instance !== undefined && isRunning(instance) ? instance : undefined;
+    };
+    // What runs already needs no turn: its end, if it is under way, may take a while.
+    return (
+      running() ??
+      this.#turns.inTurn(container, async () => {
+        const instance = running();
+        if (instance !== undefined || this.#held.has(container)) return instance;
+        const left = names.outlet !== undefined || readInstance(names.directory) !== undefined;
+        if (!left && !hasSandbox(names, this.#sandbox.runcRoot)) return undefined;
+        this.#log.info({ container }, "removing what is left of a container that does not run");
+        await this.#remove(names);
+        return undefined;
+      })
+    );
+  }
+
+  async #remove(names: Names): Promise<void> {
+    await removeSandbox(names, this.#sandbox.runcRoot);
+    this.#held.delete(names.container);
   }
 
   output(container: string, lines: number): Promise<string> {
     return readOutputLog(this.#names(container).outputLog, lines);
   }
 
+  boundOutput(container: string): Promise<void> {
+    return boundOutputLog(this.#names(container).outputLog);
+  }
+
+  async tidy(wanted: (container: string) => boolean): Promise<void> {
+    for (const container of containersIn(this.#directory))
+      await this.#turns.inTurn(container, async () => {
+        const names = this.#names(container);
+        if (
+          !wanted(container) &&
+          readInstance(names.directory) === undefined &&
+          !hasSandbox(names, this.#sandbox.runcRoot)
+        )
+          await rm(names.directory, { recursive: true, force: true });
+      });
+  }
+
   async #launch(
-    failure: ErrorCode,
     launch: Launch,
     as: string,
     image: string | undefined,
@@ -286,10 +341,10 @@ export class RuncEngine implements Engine {
     if (signal.aborted) throw abortError(signal, title);
     const known = readInstance(names.directory);
     if (known !== undefined && isRunning(known))
-      throw new HakobuError(failure, `${as} runs on this host already, as process ${known.pid}: stop it first`);
+      throw new HakobuError("START_FAILED", `${as} runs on this host already, as process ${known.pid}: stop it first`);
     try {
       await this.prepare();
-      if (hasSandbox(names, this.#sandbox.runcRoot)) await removeSandbox(names, this.#sandbox.runcRoot);
+      if (hasSandbox(names, this.#sandbox.runcRoot)) await this.#remove(names);
       const binds = bindsOf(names, spec);
       const unlimited = openSandbox(this.#sandbox, names, launch);
       if (unlimited.length > 0)
@@ -308,13 +363,13 @@ export class RuncEngine implements Engine {
       const ran = { name: image === undefined ? "runc run" : "criu restore", ms: runMs };
       return { names, pid, phases: [...phases, ran] };
     } catch (error) {
-      await removeSandbox(names, this.#sandbox.runcRoot).catch((left: unknown) =>
+      await this.#remove(names).catch((left: unknown) =>
         this.#log.error({ container: spec.name, reason: reasonOf(left) }, "could not clean up after a failed launch"),
       );
       if (signal.aborted) throw abortError(signal, title);
       // What is not the image's fault keeps its own code: the image stays in use.
       if (error instanceof HakobuError) throw error;
-      throw new HakobuError(failure, `${title} failed: ${reasonOf(error)}`, { cause: error });
+      throw new HakobuError("START_FAILED", `${title} failed: ${reasonOf(error)}`, { cause: error });
     }
   }
 

@@ -4,14 +4,27 @@
 //   F1  What the container writes stays in its upper layer; the image of a checkpoint carries that layer with it.
 //   F2  With `host` as lower directory the container sees the packages of the machine, and none of its secrets, users' files or
 //       state (base-layer.ts).
-import { lstatSync, mkdirSync, readFileSync, readlinkSync, rmSync, statfsSync } from "node:fs";
+import {
+  createReadStream,
+  lstatSync,
+  mkdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  statfsSync,
+  statSync,
+} from "node:fs";
 import { join } from "node:path";
-import { HakobuError } from "../../../actors/hakobu-error.js";
+import { Writable } from "node:stream";
+import { pipeline } from "node:stream/promises";
+import { HakobuError, reasonOf } from "../../../actors/hakobu-error.js";
 import type { ContainerSpec } from "../../../actors/ports/spec.js";
 import { runCommand } from "../command.js";
+import { isTroubleHere } from "../criu-images.js";
 import type { Names } from "./names.js";
 
 const commandLimitMs = 30_000;
+const unpackLimitMsPerMiB = 20;
 /** Without them CRIU cannot image an inotify watch: it asks for the watched inode's file handle. */
 const overlayOptions = "index=on,nfs_export=on";
 /** As path_resolution(7). */
@@ -50,17 +63,28 @@ exec mount -t overlay -o "$6,lowerdir=$4,upperdir=$2/upper,workdir=$2/work" hako
     await runCommand(["/bin/sh", "-c", script, "sh", ...args], {
       failure: "START_FAILED",
       title: `the root file system of ${names.container}`,
-      timeoutMs: commandLimitMs,
+      timeoutMs: commandLimitMs + (archive === undefined ? 0 : mebibytesOf(archive) * unpackLimitMsPerMiB),
       signal,
     });
   } catch (error) {
-    if (archive !== undefined) await checkArchive(archive);
+    const failed = error instanceof HakobuError && error.code === "START_FAILED";
+    if (archive !== undefined && failed) await checkArchive(archive);
     throw error;
   }
 }
 
-/** @throws HakobuError RESTORE_FAILED: then it is the image that is bad, and not this machine */
+function mebibytesOf(archive: string): number {
+  return (statSync(archive, { throwIfNoEntry: false })?.size ?? 0) / 1024 / 1024;
+}
+
+/** @throws HakobuError RESTORE_FAILED: then it is the image that is bad, and not this machine, which has read all of it */
 async function checkArchive(path: string): Promise<void> {
+  try {
+    await pipeline(createReadStream(path), new Writable({ write: (_chunk, _encoding, next) => next() }));
+  } catch (error) {
+    if (isTroubleHere(error))
+      throw new HakobuError("UNAVAILABLE", `reading ${path}: ${reasonOf(error)}`, { cause: error });
+  }
   await runCommand(["/bin/sh", "-c", 'exec tar -tf "$1" >/dev/null', "sh", path], {
     failure: "RESTORE_FAILED",
     title: `reading ${path}`,
