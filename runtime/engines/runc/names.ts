@@ -42,9 +42,10 @@ export function shadowOf(container: string): string {
 }
 
 /** Names of the containers whose shadows have a directory there. */
-export function shadowsIn(stateDir: string): string[] {
+export function shadowedIn(stateDir: string): string[] {
   if (!existsSync(stateDir)) return [];
-  return readdirSync(stateDir).filter((name) => name.endsWith(shadowSuffix));
+  const shadows = readdirSync(stateDir).filter((name) => name.endsWith(shadowSuffix));
+  return shadows.map((name) => name.slice(0, -shadowSuffix.length));
 }
 
 /** `container`: or its shadow's name. */
