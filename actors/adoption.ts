@@ -26,9 +26,8 @@ const adoptWidth = 16;
 export async function adopt(deps: AdoptionDeps, membership: Membership): Promise<void> {
   const { hostId, view, engines, containers, log, acquire, discard } = deps;
   const found = new Map<string, Instance>();
-  // A host that joins again has containers that are coming up: what an engine finds of them is no leftover.
   for (const engine of engines.values())
-    for (const instance of await engine.find((name) => containers.has(name))) found.set(instance.container, instance);
+    for (const instance of await engine.find()) found.set(instance.container, instance);
   const names = new Set([...found.keys(), ...containers.keys()]);
   for (const placement of view.placements()) if (placement.host === hostId) names.add(placement.container);
   const exclusiveFirst = [...names].sort((a, b) => Number(isExclusive(view, b)) - Number(isExclusive(view, a)));

@@ -87,11 +87,8 @@ export interface Engine {
   alive(instance: Instance): boolean;
   /** Whether something listens on its port, inside its own network namespace. */
   listening(instance: Instance): Promise<boolean>;
-  /**
-   * Instances that outlived the agent that started them. Removes what is left of those that did not. `held`: containers that the caller
-   * looks after already, which may be coming up or ending at this moment: neither returned nor touched. Absent: none.
-   */
-  find(held?: (container: string) => boolean): Promise<readonly Instance[]>;
+  /** Instances that outlived the agent that started them. Removes what is left of those that did not. */
+  find(): Promise<readonly Instance[]>;
   /** Ends what the engine itself runs; containers go on. Idempotent. */
   close?(): Promise<void>;
   /** The last lines that the container wrote to its standard output and error. */

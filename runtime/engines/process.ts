@@ -126,10 +126,9 @@ export class ProcessEngine implements Engine {
     return isListening(instance.pid, instance.port, instance.address);
   }
 
-  async find(held: (container: string) => boolean = () => false): Promise<readonly Instance[]> {
+  async find(): Promise<readonly Instance[]> {
     const found: Instance[] = [];
     for (const container of containersIn(this.#directory)) {
-      if (held(container)) continue;
       const instance = readInstance(this.#of(container));
       if (instance === undefined) continue;
       if (isRunning(instance)) found.push(instance);

@@ -186,11 +186,10 @@ export class HaconiwaEngine implements Engine {
     return isListening(instance.pid, instance.port, instance.address);
   }
 
-  async find(held: (container: string) => boolean = () => false): Promise<readonly Instance[]> {
+  async find(): Promise<readonly Instance[]> {
     const found: Instance[] = [];
     removeStaleMountPoints();
     for (const container of containersIn(this.#directory)) {
-      if (held(container)) continue;
       const names = this.#names(container);
       await this.#inTurn(container, async () => {
         const instance = readInstance(names.directory);

@@ -20,7 +20,7 @@ import { baseLayer } from "./base-layer.js";
 import { findCgroups, scaleCgroup, signalCgroup } from "./cgroup.js";
 import { type Criu, checkCriu, dump, openCriu, removeStaleMountPoints, restore } from "./criu.js";
 import { machineFingerprint, rootfsFingerprint, rootfsSignature } from "./fingerprint.js";
-import { type Names, namesOf, shadowedIn, shadowOf } from "./names.js";
+import { type Names, namesOf, shadowOf, shadowsIn } from "./names.js";
 import { openGateway } from "./network.js";
 import { type Bind, bindsOf, ociConfig } from "./oci-config.js";
 import { archiveCommand, growRootfs } from "./rootfs.js";
@@ -250,10 +250,9 @@ export class RuncEngine implements Engine {
     return isListening(instance.pid, instance.port);
   }
 
-  async find(held: (container: string) => boolean = () => false): Promise<readonly Instance[]> {
+  async find(): Promise<readonly Instance[]> {
     const found: Instance[] = [];
     for (const container of containersIn(this.#directory)) {
-      if (held(container)) continue;
       const names = this.#names(container);
       const instance = readInstance(names.directory);
       if (instance !== undefined && isRunning(instance)) {
@@ -264,9 +263,7 @@ export class RuncEngine implements Engine {
       this.#log.info({ container }, "removing what is left of a container that does not run");
       await removeSandbox(names, this.#sandbox.runcRoot);
     }
-    for (const container of shadowedIn(this.#directory)) {
-      if (!held(container)) await removeSandbox(this.#names(shadowOf(container)), this.#sandbox.runcRoot);
-    }
+    for (const shadow of shadowsIn(this.#directory)) await removeSandbox(this.#names(shadow), this.#sandbox.runcRoot);
     return found;
   }
 

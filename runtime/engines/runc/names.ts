@@ -42,10 +42,9 @@ export function shadowOf(container: string): string {
 }
 
 /** Names of the containers whose shadows have a directory there. */
-export function shadowedIn(stateDir: string): string[] {
+export function shadowsIn(stateDir: string): string[] {
   if (!existsSync(stateDir)) return [];
-  const shadows = readdirSync(stateDir).filter((name) => name.endsWith(shadowSuffix));
-  return shadows.map((name) => name.slice(0, -shadowSuffix.length));
+  return readdirSync(stateDir).filter((name) => name.endsWith(shadowSuffix));
 }
 
 /** `container`: or its shadow's name. */
