@@ -115,6 +115,27 @@ describe("a crash at each step of a planned move", function () {
       });
   }
 
+  for (const kind of Object.keys(specs) as Kind[])
+    it(`answers a GET that was being answered when the source of a container (${kind}) is killed while it drains`, async () => {
+      const subject = await crash.ready(specs[kind]);
+      const { cluster } = crash.lab;
+      const slow = crash.lab.send(subject.hostname, { path: "/?ms=3000", id: "slow" });
+      await eventually("it is at work on the request", async () =>
+        (await crash.lab.lines(subject.name)).some(({ id }) => id === "slow"),
+      );
+      const to = cluster.hosts.find((host) => host !== subject.owner) as string;
+      const moved = cluster.relocate(subject.name, to).catch(() => {});
+      await eventually("it drains", async () => {
+        const status = await cluster.status(subject.owner);
+        return status?.containers.some((each) => each.name === subject.name && each.state === "relocating.draining");
+      });
+      await cluster.killAgent(subject.owner);
+      const reply = await slow;
+      assert.equal(reply.status, 200, reply.text);
+      await moved;
+      await crash.settled(subject);
+    });
+
   it("serves again when the moved container is killed while its source waits for the start on the target", async () => {
     const subject = await crash.ready();
     const { cluster } = crash.lab;
