@@ -62,6 +62,9 @@ const prepareLimitMs = 1000;
 const leaseLookMs = 50;
 /** A store that is away for so long tells no end of a lease to whoever waits for it. */
 const streamLostMs = 3000;
+/** Where hosts that could take it say that they can within moments (they join again, prove their lease again), a move is tried again. */
+const soonPauseMs = 250;
+const soonLimitMs = 3000;
 /** Of a reason, as hosts take it (runtime/dispatcher/protocol.ts). */
 const reasonLimit = 500;
 /** How long the stream may lag behind what a host says. */
@@ -124,7 +127,7 @@ export class Relocations {
       });
     const damped = this.#damped(name, trigger.reason);
     if (damped !== undefined) return Promise.resolve(damped);
-    const move = this.#run(record, trigger).finally(() => this.#underWay.delete(name));
+    const move = this.#patiently(record, trigger).finally(() => this.#underWay.delete(name));
     this.#underWay.set(name, move);
     return move;
   }
@@ -156,9 +159,24 @@ export class Relocations {
     this.#recent.set(container, [...(this.#recent.get(container) ?? []), clock.now()]);
   }
 
-  async #run(record: SpecRecord, trigger: Trigger): Promise<Move> {
+  async #patiently(record: SpecRecord, trigger: Trigger): Promise<Move> {
+    const { clock } = this.#deps;
+    const endMs = clock.now() + soonLimitMs;
+    for (;;) {
+      const outcome = await this.#run(record, trigger);
+      if (!("failure" in outcome)) return outcome;
+      if (!outcome.soon || clock.now() >= endMs) throw outcome.failure;
+      await delay(clock, soonPauseMs);
+    }
+  }
+
+  async #run(
+    record: SpecRecord,
+    trigger: Trigger,
+  ): Promise<Move | { readonly failure: HakobuError; readonly soon: boolean }> {
     const { clock, tracer, view, registry, log } = this.#deps;
     const { name } = record.spec;
+    let soon = false;
     const placement = view.placement(name);
     const owner = placement === undefined ? undefined : ownerOf(placement);
     const span = tracer.span("relocation", {
@@ -197,7 +215,11 @@ export class Relocations {
             return outcome;
           }),
           claim: fromPromise(({ input, signal }) =>
-            timed("claim", (child) => this.#claim(input, child, signal, trigger.reason.text)),
+            timed("claim", async (child) => {
+              const outcome = await this.#claim(input, child, signal, trigger.reason.text);
+              soon ||= outcome.kind === "refused" && outcome.soon === true;
+              return outcome;
+            }),
           ),
           activate: fromPromise(({ input, signal }) =>
             timed("activate", async (child) => {
@@ -231,7 +253,8 @@ export class Relocations {
     if (ended.kind === "failed") {
       span.end(ended.why);
       log.warn({ container: name, from: owner?.host, reason: trigger.reason.text, why: ended.why }, "not relocated");
-      throw new HakobuError("UNAVAILABLE", `${name} cannot be served now: ${ended.why}`, { retryable: true });
+      const text = `${name} cannot be served now: ${ended.why}`;
+      return { failure: new HakobuError("UNAVAILABLE", text, { retryable: true }), soon };
     }
     span.set({ "hakobu.to": ended.owner.host, "hakobu.epoch": ended.owner.epoch, "hakobu.outcome": ended.kind });
     if (ended.kind !== "moved") {
@@ -350,6 +373,7 @@ export class Relocations {
         view.learn(reply.placement);
         return { kind: "taken", owner: ownerOf(reply.placement) };
       case "refused":
+        return { kind: "refused", why: reply.reason, soon: reply.retryAfterMs !== undefined };
       case "unreachable":
         return { kind: "refused", why: reply.reason };
     }

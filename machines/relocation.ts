@@ -41,7 +41,8 @@ export type ClaimOutcome =
   | { readonly kind: "taken"; readonly owner: Owner }
   /** The claim was lost to a release: what was read is no longer true. */
   | { readonly kind: "stale"; readonly why: string }
-  | { readonly kind: "refused"; readonly why: string };
+  /** `soon`: it says that it could within moments. */
+  | { readonly kind: "refused"; readonly why: string; readonly soon?: boolean };
 
 export type ActivateOutcome =
   | { readonly kind: "active" }

@@ -138,6 +138,39 @@ describe("moves of a proxy", () => {
     close();
   });
 
+  it("are tried again for a moment when every host says that it could take the container soon", async () => {
+    let joining = true;
+    const refusal = { kind: "refused", reason: "host b is fenced", retryAfterMs: 1000 } as const;
+    const won = (claim: Claim): ClaimReply => ({ kind: "won", placement: placementOf(claim.container, "b", 200) });
+    const { relocations, owned, pass, close } = opened({ claim: (claim) => (joining ? refusal : won(claim)) });
+    owned("a", 1);
+    const moving = relocations.move(recordOf("blog"), trigger(1, true));
+    await pass(500);
+    joining = false;
+    await pass(500);
+    assert.deepEqual((await moving).ended, { kind: "moved", owner: { host: "b", epoch: 200 } });
+    close();
+  });
+
+  it("fail with what the hosts said when they could not take it in that moment, and at once where they are full", async () => {
+    for (const retryAfterMs of [1000, undefined]) {
+      const more = retryAfterMs === undefined ? {} : { retryAfterMs };
+      const { relocations, owned, pass, claims, close } = opened({
+        claim: () => ({ kind: "refused", reason: "planted refusal", ...more }),
+      });
+      owned("a", 1);
+      const refused = assert.rejects(
+        relocations.move(recordOf("blog"), trigger(1, true)),
+        unavailable(/planted refusal/),
+      );
+      await pass(4000);
+      await refused;
+      if (retryAfterMs === undefined) assert.equal(claims.length, 1);
+      else assert.ok(claims.length > 5 && claims.length < 20, `${claims.length} claims`);
+      close();
+    }
+  });
+
   it("are asked for with a reason that hosts accept, however much the application had to say", async () => {
     const { relocations, owned, claims, close } = opened();
     owned("a", 1);
