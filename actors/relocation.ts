@@ -19,11 +19,12 @@ import type { Activation, HostClient } from "./ports/host-client.js";
 import type { Log } from "./ports/log.js";
 import type { HostRecord, Placement, SpecRecord } from "./ports/placement-store.js";
 import type { Span, TraceContext, Tracer } from "./ports/tracer.js";
+import { MoveBudget, type MoveBudgetDeps } from "./move-budget.js";
 import { type MoveReport, named, untilFirstResponse } from "./move-report.js";
 import type { ReachabilityActor } from "./reachability.js";
 import type { ActorRegistry } from "./registry.js";
 
-export interface RelocationDeps {
+export interface RelocationDeps extends MoveBudgetDeps {
   readonly clock: Clock;
   readonly view: ClusterView;
   readonly hosts: HostClient;
@@ -33,8 +34,6 @@ export interface RelocationDeps {
   readonly registry: ActorRegistry;
   /** A move that takes longer has failed. */
   readonly deadlineMs: number;
-  /** Moves of one container in a minute, whoever made them, from which on it does not move on suspicion. */
-  readonly movesPerMinute: number;
 }
 
 export interface Move {
@@ -72,8 +71,7 @@ const streamLagMs = 1000;
 
 export class Relocations {
   readonly #deps: RelocationDeps;
-  /** `clock.now()` of each container's moves in the last minute. */
-  readonly #recent = new Map<string, number[]>();
+  readonly #budget: MoveBudget;
   readonly #underWay = new Map<string, Promise<Move>>();
   /** `clock.now()` at which a host was last told to prepare for a container. */
   readonly #prepared = new Map<string, number>();
@@ -82,10 +80,7 @@ export class Relocations {
 
   constructor(deps: RelocationDeps) {
     this.#deps = deps;
-    deps.view.onChange((noticed) => {
-      if (noticed.kind !== "placement" || noticed.placement === undefined || noticed.before === undefined) return;
-      if (noticed.before.host !== noticed.placement.host) this.#count(noticed.container);
-    });
+    this.#budget = new MoveBudget(deps);
   }
 
   /** The move that is under way for a container, if one is. */
@@ -125,38 +120,16 @@ export class Relocations {
         context: noContext,
         answered() {},
       });
-    const damped = this.#damped(name, trigger.reason);
-    if (damped !== undefined) return Promise.resolve(damped);
+    const keeper = this.#budget.keeper(name, trigger.reason);
+    if (keeper !== undefined)
+      return Promise.resolve({
+        ended: { kind: "damped", owner: ownerOf(keeper) },
+        context: noContext,
+        answered() {},
+      });
     const move = this.#patiently(record, trigger).finally(() => this.#underWay.delete(name));
     this.#underWay.set(name, move);
     return move;
-  }
-
-  /**
-   * A host that flaps must not take its containers along each time, nor a container that starts nowhere be tried on one host after
-   * the other for ever: how often is too often is left open by the paper. A false alarm costs one slow answer, a move on each of
-   * them costs all of them. All proxies count what they see in the store, so that their number does not multiply the budget.
-   */
-  #damped(container: string, reason: MoveReason): Move | undefined {
-    const { view, clock, movesPerMinute, log } = this.#deps;
-    const placement = view.placement(container);
-    if (reason.certain || placement === undefined || view.host(placement.host) === undefined) return undefined;
-    const since = clock.now() - 60_000;
-    const recent = (this.#recent.get(container) ?? []).filter((at) => at > since);
-    this.#recent.set(container, recent);
-    if (recent.length < movesPerMinute) return undefined;
-    log.warn(
-      { container, host: placement.host, moves: recent.length, reason: reason.text },
-      "not moved: it has moved too often in the last minute (movesPerMinute)",
-    );
-    return { ended: { kind: "damped", owner: ownerOf(placement) }, context: noContext, answered() {} };
-  }
-
-  #count(container: string): void {
-    const { clock } = this.#deps;
-    const since = clock.now() - 60_000;
-    for (const [name, moves] of this.#recent) if (moves.every((at) => at <= since)) this.#recent.delete(name);
-    this.#recent.set(container, [...(this.#recent.get(container) ?? []), clock.now()]);
   }
 
   async #patiently(record: SpecRecord, trigger: Trigger): Promise<Move> {

@@ -10,7 +10,7 @@
 import type { IncomingMessage, ServerResponse } from "node:http";
 import type { ClusterView } from "../../actors/cluster-view.js";
 import { HakobuError, reasonOf } from "../../actors/hakobu-error.js";
-import { type Clock, deadline, delay } from "../../actors/ports/clock.js";
+import { type Clock, deadline, delay, within } from "../../actors/ports/clock.js";
 import type { Log } from "../../actors/ports/log.js";
 import type { HostRecord, Placement, SpecRecord } from "../../actors/ports/placement-store.js";
 import type { ProbeResult } from "../../actors/ports/prober.js";
@@ -27,6 +27,8 @@ import type { Pools } from "../forwarding/pools.js";
 import { ReplayBody } from "../forwarding/replay-body.js";
 import { forwardUpgrade, type UpgradeOutcome } from "../forwarding/upgrade.js";
 import { RequestTrace } from "../tracing/request-trace.js";
+import { say, statusOf } from "./answers.js";
+import { hostnameOf } from "./hostname.js";
 
 export interface CarrierOptions {
   readonly view: ClusterView;
@@ -393,62 +395,6 @@ export class Carrier {
   }
 }
 
-/** The promise's outcome, or the reason of the signal if that comes first. */
-function within<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
-  return new Promise((resolve, reject) => {
-    const onAbort = (): void => reject(signal.reason as Error);
-    signal.addEventListener("abort", onAbort, { once: true });
-    promise.then(resolve, reject).finally(() => signal.removeEventListener("abort", onAbort));
-  });
-}
-
 function certainly(text: string, epoch: number): Omit<Trigger, "request"> {
   return { reason: { text, proven: true, certain: true }, epoch, probedMs: 0 };
-}
-
-/** The host name that a request asks for, lower case, without port and trailing dot; "" where there is none. */
-export function hostnameOf(incoming: IncomingMessage): string {
-  const host = incoming.headers.host ?? "";
-  const name = host.startsWith("[") ? host.slice(0, host.indexOf("]") + 1) : (host.split(":")[0] as string);
-  return name.toLowerCase().replace(/\.$/, "");
-}
-
-function statusOf(error: HakobuError): number {
-  switch (error.code) {
-    case "UNAVAILABLE":
-    case "OVERLOADED":
-      return 503;
-    case "ABORTED":
-      return 502;
-    case "DEADLINE_EXCEEDED":
-      return 504;
-    case "CONFIG_INVALID":
-      return 400;
-    case "STORE_UNAVAILABLE":
-    case "STORE_REFUSED":
-    case "HOST_ID_TAKEN":
-    case "NOT_OWNER":
-    case "LEASE_LOST":
-    case "START_FAILED":
-    case "RESTORE_FAILED":
-    case "CHECKPOINT_FAILED":
-    case "STOP_FAILED":
-      return 500;
-  }
-}
-
-function say(
-  outgoing: ServerResponse,
-  status: number,
-  text: string,
-  trace: RequestTrace,
-  retryAfterSeconds?: number,
-): void {
-  const body = `${text}Trace: ${trace.context.traceId}\n`;
-  outgoing.writeHead(status, {
-    "content-type": "text/plain; charset=utf-8",
-    "content-length": Buffer.byteLength(body),
-    ...(retryAfterSeconds === undefined ? {} : { "retry-after": String(retryAfterSeconds) }),
-  });
-  outgoing.end(body);
 }
