@@ -50,6 +50,33 @@ describe("a container that runs", () => {
     container.abandon();
   });
 
+  it("is not cut out of its dump by a request that comes while it is suspended, and leaves no image of it (K2)", async () => {
+    for (const takeover of ["fast", "exclusive"] as const) {
+      let signal: AbortSignal | undefined;
+      let end: () => void = () => {};
+      const checkpoint: Engine["checkpoint"] = (_instance, _spec, _directory, given) => {
+        signal = given;
+        return new Promise((resolve) => (end = () => resolve([])));
+      };
+      const { container, served, pass, turns, done } = containerBench({
+        engine: { checkpoint },
+        spec: { onIdle: "suspend", idleTimeoutMs: 60_000, takeover },
+      });
+      await served();
+      await pass(60_000);
+      assert.equal(container.state, "running.suspending");
+      await served();
+      await turns();
+      assert.equal(signal?.aborted, takeover === "exclusive");
+      done.length = 0;
+      end();
+      await turns();
+      assert.deepEqual(done, ["discard", "take"], "the draft goes, and nothing is kept");
+      assert.equal(container.state, "running.serving");
+      container.abandon();
+    }
+  });
+
   it("has the output of a container that runs bounded now and then", async () => {
     const { served, done, pass, container } = containerBench({});
     await served();
