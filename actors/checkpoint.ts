@@ -60,7 +60,10 @@ export async function checkpoint(
   const dumping = tier === "suspended" && spec.takeover !== "exclusive" ? late : limit;
   try {
     const begun = images.begin(container, epoch);
-    const draft = await fromStore(clock, begun, { signal: limit, late: (late) => void late.discard().catch(() => {}) });
+    const draft = await fromStore(clock, begun, {
+      signal: limit,
+      late: (unused) => void unused.discard().catch(() => {}),
+    });
     try {
       const call = { name: "beforeCheckpoint", epoch, reason: tier } as const;
       const hook = await callHook(deps, spec, instance, call, limit);
@@ -79,8 +82,8 @@ export async function checkpoint(
         ...(content === undefined ? {} : { content }),
       };
       // What a store that hung publishes after all may be restored, but for memory that has gone on since.
-      const image = await within(draft.publish(taken, limit), limit, (late) => {
-        if (tier === "suspended") void images.remove(late).catch(() => {});
+      const image = await within(draft.publish(taken, limit), limit, (published) => {
+        if (tier === "suspended") void images.remove(published).catch(() => {});
       });
       // A request came in the moment of the rename: what it does is not in this image.
       if (signal.aborted && tier === "suspended") {
