@@ -1,6 +1,8 @@
 // One image of a running container: its hook, the dump, the publication.
 //
 //   K1  A suspended image that a request has cancelled is never published, or removed at once.
+//   K2  Its dump goes on until it has ended, up to the deadline, for one that is cut can take the container with it, and somebody waits
+//       for that. Of an exclusive container it is cut: its host may have to kill it before the lease ends.
 import { type ApplicationDeps, callHook } from "./application.js";
 import { reasonOf } from "./hakobu-error.js";
 import { deadline, within } from "./ports/clock.js";
@@ -53,17 +55,21 @@ export async function checkpoint(
   const { spec, hash } = record;
   const container = spec.name;
   const begunMs = clock.now();
-  const limit = AbortSignal.any([
-    signal,
-    deadline(clock, spec.checkpoint.timeoutMs, `no checkpoint within ${spec.checkpoint.timeoutMs} ms`),
-  ]);
+  const late = deadline(clock, spec.checkpoint.timeoutMs, `no checkpoint within ${spec.checkpoint.timeoutMs} ms`);
+  const limit = AbortSignal.any([signal, late]);
+  const dumping = tier === "suspended" && spec.takeover !== "exclusive" ? late : limit;
   try {
     const begun = images.begin(container, epoch);
-    const draft = await fromStore(clock, begun, { signal: limit, late: (late) => void late.discard().catch(() => {}) });
+    const draft = await fromStore(clock, begun, {
+      signal: limit,
+      late: (unused) => void unused.discard().catch(() => {}),
+    });
     try {
       const call = { name: "beforeCheckpoint", epoch, reason: tier } as const;
       const hook = await callHook(deps, spec, instance, call, limit);
-      const phases = [...hook, ...(await engine.checkpoint(instance, spec, draft.directory, limit))];
+      limit.throwIfAborted();
+      const phases = [...hook, ...(await engine.checkpoint(instance, spec, draft.directory, dumping))];
+      limit.throwIfAborted();
       const taken = {
         container,
         epoch,
@@ -76,8 +82,8 @@ export async function checkpoint(
         ...(content === undefined ? {} : { content }),
       };
       // What a store that hung publishes after all may be restored, but for memory that has gone on since.
-      const image = await within(draft.publish(taken, limit), limit, (late) => {
-        if (tier === "suspended") void images.remove(late).catch(() => {});
+      const image = await within(draft.publish(taken, limit), limit, (published) => {
+        if (tier === "suspended") void images.remove(published).catch(() => {});
       });
       // A request came in the moment of the rename: what it does is not in this image.
       if (signal.aborted && tier === "suspended") {

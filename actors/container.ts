@@ -192,6 +192,8 @@ export class ContainerActor {
     if (engine.scale === undefined)
       throw new HakobuError("CONFIG_INVALID", `${this.name} has no limits: the ${engine.name} engine enforces none`);
     if (this.#instance === undefined || (this.#limits !== undefined && sameLimits(limits, this.#limits))) return;
+    // Until it has succeeded: some of them may be set.
+    this.#limits = undefined;
     await engine.scale(this.#instance, limits);
     this.#limits = limits;
   }
@@ -321,6 +323,8 @@ export class ContainerActor {
           this.#instance = instance;
         },
         runs: (instance: Instance, activation: Activation, golden: Image | undefined): void => {
+          // A standby has those under which it was made.
+          if (activation.phases.some(({ ahead }) => ahead)) this.#limits = undefined;
           this.#running(instance, span, activation);
           this.#unproven = golden;
         },

@@ -260,19 +260,20 @@ export class HostActor {
    * @throws HakobuError NOT_OWNER, CONFIG_INVALID (refused, nothing has changed), STORE_UNAVAILABLE, STORE_REFUSED
    */
   async scale(name: string, change: Partial<ContainerSpec["limits"]>): Promise<SpecRecord> {
-    const { view, store } = this.#deps;
     const container = this.#containers.get(name);
     if (container === undefined)
       throw new HakobuError("NOT_OWNER", `${name} is not on host ${this.#record.id}; see: hakobu get`);
-    const { spec, hash } = view.spec(name) ?? container.record;
-    const limits = { ...spec.limits, ...change };
+    const before = container.record.spec.limits;
     try {
-      await container.scale(limits);
-      const record = { spec: { ...spec, limits }, hash };
-      await store.putSpec(record);
-      return record;
+      const written = await this.#deps.store.updateSpec(name, async ({ spec, hash }) => {
+        const limits = { ...spec.limits, ...change };
+        await container.scale(limits);
+        return { spec: { ...spec, limits }, hash };
+      });
+      if (written !== undefined) return written;
+      throw new HakobuError("NOT_OWNER", `the specification of ${name} has been deleted`);
     } catch (error) {
-      await container.scale(spec.limits).catch(() => {});
+      await container.scale(before).catch(() => {});
       throw error;
     }
   }

@@ -3,6 +3,7 @@
 //
 //   N1  One image at a time, in the background, the container that was placed last first, up to `limitBytes` in all.
 //   N2  Nothing is held: the files are read, and the kernel keeps them while it has memory to spare. They are read again now and then.
+//   N3  However many changes come while a round goes on, one more follows it.
 import { candidates } from "./candidates.js";
 import type { ClusterView } from "./cluster-view.js";
 import { HakobuError, reasonOf } from "./hakobu-error.js";
@@ -36,7 +37,9 @@ export class NextInLine {
   readonly #read = new Map<string, { readonly directory: string; readonly atMs: number }>();
   readonly #stopNoticing: () => void = () => {};
   #timer: unknown;
-  #reading: Promise<void> = Promise.resolve();
+  #reading: Promise<void> | undefined;
+  /** Something changed since the round that goes on began. */
+  #again = false;
 
   /** Begins at once. */
   constructor(deps: NextInLineDeps) {
@@ -71,9 +74,18 @@ export class NextInLine {
     const { clock } = this.#deps;
     clock.clearTimeout(this.#timer);
     this.#timer = clock.setTimeout(() => {
-      this.#reading = this.#reading.then(() => this.#round());
+      this.#again = true;
+      this.#reading ??= this.#rounds().finally(() => (this.#reading = undefined));
       this.#arm(againMs);
     }, ms);
+  }
+
+  /** N3. */
+  async #rounds(): Promise<void> {
+    while (this.#again && !this.#over.signal.aborted) {
+      this.#again = false;
+      await this.#round();
+    }
   }
 
   async #round(): Promise<void> {

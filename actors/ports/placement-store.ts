@@ -101,6 +101,12 @@ export interface PlacementStore {
   follow(signal: AbortSignal): AsyncIterable<StoreChange>;
   /** @throws HakobuError STORE_UNAVAILABLE, STORE_REFUSED */
   putSpec(record: SpecRecord): Promise<void>;
+  /**
+   * Replaces the specification that stands by what `change` makes of it, and by nothing that somebody else has written since: then
+   * `change` is asked again. @returns what was written; undefined: there is none
+   * @throws HakobuError STORE_UNAVAILABLE, STORE_REFUSED; what `change` throws, and nothing has been written then
+   */
+  updateSpec(name: string, change: (standing: SpecRecord) => Promise<SpecRecord>): Promise<SpecRecord | undefined>;
   /** @returns whether there was one. @throws HakobuError STORE_UNAVAILABLE */
   deleteSpec(name: string): Promise<boolean>;
   /**

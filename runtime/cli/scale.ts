@@ -23,16 +23,16 @@ export function scaleCommand(program: Command): void {
       const change = changeOf(cpu, memory);
       const limits = await withStore(flags, async (store): Promise<Limits> => {
         const view = await read(store);
-        const record = view.spec(name);
-        if (record === undefined) throw new HakobuError("CONFIG_INVALID", `no application ${name}; see: hakobu get`);
         const placement = view.placement(name);
         if (placement !== undefined) {
           const host = hostOf(view.host(placement.host), placement.host);
           return call<Limits>(host, "POST", path.scale, scaleLimitMs, { container: name, ...change });
         }
-        const spec = { ...record.spec, limits: { ...record.spec.limits, ...change } };
-        await store.putSpec({ ...record, spec });
-        return spec.limits;
+        const written = await store.updateSpec(name, ({ spec, hash }) =>
+          Promise.resolve({ spec: { ...spec, limits: { ...spec.limits, ...change } }, hash }),
+        );
+        if (written === undefined) throw new HakobuError("CONFIG_INVALID", `no application ${name}; see: hakobu get`);
+        return written.spec.limits;
       });
       console.log(`${name} has ${limits.cpus} CPUs and ${limits.memoryMiB} MiB of memory`);
     });

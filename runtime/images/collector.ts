@@ -1,7 +1,8 @@
 // Retention: which images go, and how they go while other hosts read, publish and collect. No locks: whoever comes second finds
 // nothing to do.
 //
-//   C1  The newest good images of a container stay (`keep` of them), and whatever is newer; what cannot be used does not count.
+//   C1  The newest good images of a container stay (`keep` of them), and whatever is newer; what cannot be used does not count. So do,
+//       for a week, as many of the same specification for each other kind of machine: hosts of a mixed cluster do not take each other's.
 //   C2  An image in use stays, however old (reference.ts). Others are closed, renamed aside, then removed: nobody meets half of one.
 //   C3  The quota never takes the newest good image of a container; it takes the oldest of all others first.
 //   C4  A container without a specification loses its images a day after that was first seen, by any host; where the
@@ -10,7 +11,6 @@
 //   C6  A suspended image is no older image. It counts for the quota, which never takes it: it goes with its container (C4), or when
 //       it was taken aside an hour ago by a host that died.
 import { mkdir, readdir, rename, rm, rmdir, stat, writeFile } from "node:fs/promises";
-import { hostname } from "node:os";
 import { basename, join } from "node:path";
 import { reasonOf } from "../../actors/hakobu-error.js";
 import type { Image } from "../../actors/ports/image-store.js";
@@ -28,12 +28,14 @@ import {
   reasonName,
   type Version,
 } from "./image-directory.js";
-import { closeToReaders, codeOf } from "./reference.js";
+import { closeToReaders, codeOf, uniqueName } from "./reference.js";
 import { ranName, suspendedName, takeAside } from "./suspended.js";
 
 const hourMs = 60 * 60 * 1000;
 const draftLifeMs = hourMs;
 const unclaimedLifeMs = 24 * hourMs;
+/** Of an image that hosts of another kind than that of the newest can use. */
+const otherMachineLifeMs = 7 * 24 * hourMs;
 /** Bad images of one container, for people to look at. */
 const keptBad = 3;
 /** In a container's directory since it was first seen without a specification. */
@@ -121,13 +123,25 @@ export class ImageCollector {
   }
 
   async #older(container: string, nowMs: number, before?: Version): Promise<void> {
-    let good = 0;
+    const { keep, good } = this.#options;
+    const kept = new Map<string, number>();
+    let newest: { readonly specHash: string; readonly machine: string } | undefined;
     for (const place of await placesIn(this.#of(container))) {
       if (place.bad) continue;
-      if (good >= this.#options.keep) {
+      const image = await readImage(place.path, container, place);
+      const specHash = typeof image === "string" ? undefined : image.manifest.specHash;
+      const machine = typeof image === "string" ? "" : machineOf(image);
+      const all = [...kept.values()].reduce((sum, count) => sum + count, 0);
+      const other = newest !== undefined && newest.machine !== machine;
+      const own = newest === undefined || newest.specHash === specHash;
+      const old = other && nowMs - (await writtenMs(place.path, manifestName)) > otherMachineLifeMs;
+      if (own && !old ? (kept.get(machine) ?? 0) >= keep : all >= keep) {
         if (before === undefined || compareVersions(place, before) < 0)
           await this.#remove(container, place, nowMs, "newer ones are there");
-      } else if (await this.#good(container, place)) good++;
+      } else if (typeof image !== "string" && (await good(image))) {
+        kept.set(machine, (kept.get(machine) ?? 0) + 1);
+        newest ??= { specHash: image.manifest.specHash, machine };
+      }
     }
   }
 
@@ -224,18 +238,17 @@ export class ImageCollector {
     return true;
   }
 
-  /** By the clock of the file server, which also dates the files. */
+  /** By the clock of the file server, which also dates the files. Where that cannot be known nothing is old. */
   async #now(): Promise<number> {
-    const path = join(this.#options.directory, `.clock-${hostname().replaceAll("/", "_")}-${process.pid}`);
+    const path = join(this.#options.directory, `.clock-${uniqueName()}`);
     try {
       await mkdir(this.#options.directory, { recursive: true, mode: 0o700 });
       // A name that is not there yet: a file that is opened again keeps its time where nothing is written.
-      await rm(path, { force: true });
       await writeFile(path, "", { mode: 0o600 });
       return (await stat(path)).mtimeMs;
     } catch {
-      // A full disk is one of the reasons to collect.
-      return Date.now();
+      // A full disk is one of the reasons to collect: what has no age goes all the same.
+      return Number.NEGATIVE_INFINITY;
     } finally {
       await rm(path, { force: true }).catch(() => {});
     }
@@ -277,6 +290,11 @@ export function collectHourly(
     clearInterval(timer);
     await underWay;
   };
+}
+
+/** Which hosts can use it. */
+function machineOf({ manifest }: Image): string {
+  return JSON.stringify(Object.entries(manifest.fingerprint).sort(([a], [b]) => (a < b ? -1 : 1)));
 }
 
 /** When `name` in the directory was written; where that is missing, the directory itself. */

@@ -14,7 +14,7 @@ const file = z.strictObject({
 });
 
 /** Inside the image: no absolute path and no way out of it. */
-const path = z.string().regex(/^(?!\/)(?!(.*\/)?\.\.(\/|$))[^\0]+$/);
+const path = z.string().regex(/^(?!\/)(?!(.*\/)?\.\.(\/|$))[^\0]+$/s);
 
 const schema = z.strictObject({
   format: z.literal(format),

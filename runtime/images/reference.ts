@@ -1,10 +1,11 @@
-// Who reads an image: `<image>/.in-use/<host>-<pid>-<number>`, one small file for each restore that is under way, on any host.
+// Who reads an image: `<image>/.in-use/<host>-<pid>-<random>`, one small file for each restore that is under way, on any host.
 //
 //   R1  To take a reference is to make a file in `.in-use`; to close an image is to remove the empty directory `.in-use`. The file
 //       server does each as one step, so that of a reader and a collector exactly one has its way, without a lock.
 //   R2  A closed image is never opened again. The collector that closed it, or the next one, removes it.
 //   R3  A reference that nobody has refreshed for 10 minutes is one of a dead host and does not count. Ages are measured by the
 //       clock of the file server, since hosts write the file to refresh it.
+import { randomBytes } from "node:crypto";
 import { mkdir, readdir, rmdir, rm, stat, writeFile } from "node:fs/promises";
 import { hostname } from "node:os";
 import { join } from "node:path";
@@ -12,7 +13,6 @@ import { join } from "node:path";
 export const referencesName = ".in-use";
 const refreshEveryMs = 2 * 60 * 1000;
 const staleAfterMs = 10 * 60 * 1000;
-let count = 0;
 
 /** In a draft, before it is published. */
 export async function openToReaders(image: string): Promise<void> {
@@ -21,7 +21,7 @@ export async function openToReaders(image: string): Promise<void> {
 
 /** @returns what gives the reference back; undefined: the image is closed or gone. A full or read-only disk does not hinder a reader. */
 export async function takeReference(image: string): Promise<(() => Promise<void>) | undefined> {
-  const path = join(image, referencesName, `${hostname().replaceAll("/", "_")}-${process.pid}-${++count}`);
+  const path = join(image, referencesName, uniqueName());
   const write = (): Promise<void> => writeFile(path, "restore\n", { mode: 0o600 });
   try {
     await write();
@@ -34,6 +34,11 @@ export async function takeReference(image: string): Promise<(() => Promise<void>
     // What is left of it turns stale.
     await rm(path, { force: true }).catch(() => {});
   };
+}
+
+/** Cloned hosts have the same name, and programs in containers the same pid. */
+export function uniqueName(): string {
+  return `${hostname().replaceAll("/", "_")}-${process.pid}-${randomBytes(6).toString("hex")}`;
 }
 
 /** @returns whether no reader has it or can open it any more (R1). Idempotent, also between hosts. */

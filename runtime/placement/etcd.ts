@@ -16,6 +16,7 @@ import { type KeyChange, followKeys } from "./etcd-follow.js";
 import { EtcdLease, type LeaseDeps } from "./etcd-lease.js";
 import { EtcdMembership } from "./etcd-membership.js";
 import { decodeHost, decodePlacement, decodeSpec, encode, Keys, type KeyValue } from "./etcd-records.js";
+import { changesAllTheTime, updateRounds } from "./spec-update.js";
 
 export interface EtcdStoreDeps {
   readonly clock: Clock;
@@ -49,6 +50,28 @@ export class EtcdPlacementStore implements PlacementStore {
   async putSpec(record: SpecRecord): Promise<void> {
     const request = { key: this.#keys.spec(record.spec.name), value: encode(record) };
     await this.#deps.connection.call("a specification", ({ kv }) => kv.put(request));
+  }
+
+  async updateSpec(
+    name: string,
+    change: (standing: SpecRecord) => Promise<SpecRecord>,
+  ): Promise<SpecRecord | undefined> {
+    const key = this.#keys.spec(name);
+    const { connection } = this.#deps;
+    for (let round = 1; round <= updateRounds; round++) {
+      const { kvs } = await connection.call("a specification", ({ kv }) => kv.range({ key }));
+      const [entry] = kvs;
+      const standing = entry && this.#read(entry, decodeSpec(name, entry));
+      if (entry === undefined || standing === undefined) return undefined;
+      const record = await change(standing);
+      const unchanged = { key, target: "Mod", result: "Equal", mod_revision: entry.mod_revision } as const;
+      const put = { request_put: { key, value: encode(record) } };
+      const answer = await connection.call("a specification", ({ kv }) =>
+        kv.txn({ compare: [unchanged], success: [put], failure: [] }),
+      );
+      if (answer.succeeded) return record;
+    }
+    throw changesAllTheTime(name);
   }
 
   async deleteSpec(name: string): Promise<boolean> {

@@ -13,6 +13,7 @@ import type {
   SpecRecord,
   StoreChange,
 } from "../../actors/ports/placement-store.js";
+import { changesAllTheTime, updateRounds } from "./spec-update.js";
 
 export interface MemoryStoreOptions {
   readonly clock: Clock;
@@ -72,6 +73,23 @@ export class MemoryPlacementStore implements PlacementStore {
     this.#revision++;
     this.#specs.set(record.spec.name, structuredClone(record));
     this.#tell({ kind: "spec", name: record.spec.name, record: structuredClone(record) });
+  }
+
+  async updateSpec(
+    name: string,
+    change: (standing: SpecRecord) => Promise<SpecRecord>,
+  ): Promise<SpecRecord | undefined> {
+    for (let round = 1; round <= updateRounds; round++) {
+      this.#open();
+      const standing = this.#specs.get(name);
+      if (standing === undefined) return undefined;
+      const record = await change(structuredClone(standing));
+      // Each write puts a record of its own there.
+      if (this.#specs.get(name) !== standing) continue;
+      await this.putSpec(record);
+      return record;
+    }
+    throw changesAllTheTime(name);
   }
 
   async deleteSpec(name: string): Promise<boolean> {

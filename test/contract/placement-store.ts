@@ -58,6 +58,49 @@ export function placementStoreContract(name: string, setUp: () => Promise<Bench>
       ]);
     });
 
+    it("changes a specification as it stands, whatever was written meanwhile, and loses none of many changes", async () => {
+      const [store, other] = [bench.client(), bench.client()];
+      assert.equal(await store.updateSpec("blog", (standing) => Promise.resolve(standing)), undefined);
+      await store.putSpec(specNamed("blog"));
+      const seen: string[] = [];
+      const written = await store.updateSpec("blog", async (standing) => {
+        seen.push(standing.hash);
+        // Somebody applies a new one in between.
+        if (seen.length === 1) await other.putSpec(specNamed("blog", "second"));
+        return { ...standing, spec: { ...standing.spec, cwd: "/changed" } };
+      });
+      assert.deepEqual([seen, written?.hash, written?.spec.cwd], [["first", "second"], "second", "/changed"]);
+      await Promise.all(
+        [store, other, bench.client()].map((each, n) =>
+          each.updateSpec("blog", ({ spec, hash }) =>
+            Promise.resolve({ hash, spec: { ...spec, env: { ...spec.env, [`N${n}`]: "1" } } }),
+          ),
+        ),
+      );
+      await assert.rejects(
+        store.updateSpec("blog", () => Promise.reject(new Error("refused"))),
+        /refused/,
+      );
+      const { specs } = await view(bench.client());
+      assert.deepEqual(specs.get("blog")?.spec.env, { A: "1", N0: "1", N1: "1", N2: "1" });
+      assert.equal(specs.get("blog")?.spec.cwd, "/changed");
+    });
+
+    it("gives up on a specification that is written again each time, or is deleted meanwhile", async () => {
+      const store = bench.client();
+      await store.putSpec(specNamed("blog"));
+      const again = store.updateSpec("blog", async (standing) => {
+        await store.putSpec(standing);
+        return standing;
+      });
+      await assert.rejects(again, { code: "STORE_UNAVAILABLE" });
+      const gone = await store.updateSpec("blog", async (standing) => {
+        await store.deleteSpec("blog");
+        return standing;
+      });
+      assert.equal(gone, undefined);
+    });
+
     it("lets a claim of a free container win, under an epoch that followers see", async () => {
       const store = bench.client();
       const followed = await view(bench.client());

@@ -157,16 +157,23 @@ describe("images that stay fresh", function () {
   });
 
   it("are not waited for by a host that drains while one is taken: it moves, and nothing is left", async () => {
-    const app = await ready({ limits: { cpus: 2, memoryMiB: 1024, pids: 128 }, env: { FILL_MIB: "300" } });
+    // Its shadow waits a minute for the answer of this hook.
+    const app = await ready({ hooks: { beforeCheckpoint: "/hooks/before", timeoutMs: 60_000 } });
     const owner = (await lab.cluster.owner(app.name)) as string;
     const state = join(lab.cluster.stateDir(owner), "runc");
     const shadows = async () => (await readdir(state)).filter((each) => each.endsWith(".shadow"));
+    await writeFile(app.refuse, "silence");
     await writeFile(app.content, "two!");
     await eventually("a shadow is there", async () => (await shadows()).length > 0, refreshLimitMs);
+    const begunMs = performance.now();
     await lab.cluster.drain(owner);
     await eventually("it has moved", async () => (await lab.cluster.owner(app.name)) !== owner);
     await eventually("no shadow is left", async () => (await shadows()).length === 0);
+    assert.ok(performance.now() - begunMs < 20_000);
+    assert.deepEqual(await app.names(), [app.first], "no image of it was published");
     assert.equal((await app.ask()).count, 0);
+    assert.equal((await app.state())?.how, "restored");
     await lab.cluster.undrain(owner);
+    await rm(app.refuse);
   });
 });

@@ -273,7 +273,7 @@ describe("a container's memory and limits", function () {
     }
 
     it("has other limits at once, in the same process, and keeps them when it is restored", async () => {
-      const { name, record, get, state, stopped } = await ready({ idleTimeoutMs: 2000 });
+      const { name, record, get, state, stopped } = await ready({ idleTimeoutMs: 6000 });
       const before = await state();
       const host = lab.cluster.hostId((await lab.cluster.owner(name)) as string);
       assert.deepEqual(limitsOf(host, name), { memory: 256 * 2 ** 20, cpus: 1 });

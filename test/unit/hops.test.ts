@@ -175,6 +175,7 @@ class Held {
         }
       },
       putSpec: (record) => store.putSpec(record),
+      updateSpec: (name, change) => store.updateSpec(name, change),
       deleteSpec: (name) => store.deleteSpec(name),
       join: (record) => store.join(record),
       read: (container) => store.read(container),

@@ -3,7 +3,7 @@ import { mkdir, mkdtemp, readdir, readFile, rm, stat, truncate, utimes, writeFil
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { noLog } from "../../actors/ports/log.js";
-import type { Image } from "../../actors/ports/image-store.js";
+import type { Image, Taken } from "../../actors/ports/image-store.js";
 import { collectHourly } from "../../runtime/images/collector.js";
 import { DirectoryImageStore, type DirectoryImageStoreOptions } from "../../runtime/images/directory-store.js";
 import { closeToReaders } from "../../runtime/images/reference.js";
@@ -34,7 +34,12 @@ describe("retention of images", () => {
   const plenty = (): DirectoryImageStore => storeWith({ keep: 100 });
 
   /** When it resolves, what it supersedes has been collected. */
-  async function publish(store: DirectoryImageStore, epoch: number, container = "blog"): Promise<Image> {
+  async function publish(
+    store: DirectoryImageStore,
+    epoch: number,
+    container = "blog",
+    more: Partial<Taken> = {},
+  ): Promise<Image> {
     const draft = await store.begin(container, epoch);
     await writeFile(join(draft.directory, "pages-1.img"), Buffer.alloc(bytes, epoch));
     const image = await draft.publish({
@@ -45,6 +50,7 @@ describe("retention of images", () => {
       at: "warm",
       fingerprint: {},
       taken: "2026-01-01T00:00:00Z",
+      ...more,
     });
     await store.close();
     return image;
@@ -69,6 +75,18 @@ describe("retention of images", () => {
     await truncate(join(directory, "blog", "5", "pages-1.img"), 1);
     await storeWith({ keep: 1 }).collect();
     assert.deepEqual(await names(), ["4", "5"], "a damaged image is none of the good ones");
+  });
+
+  it("keeps as many for each kind of machine in a mixed cluster, for a week (C1)", async () => {
+    const [one, two] = ["6.12.4", "6.12.9"].map((kernel) => ({ fingerprint: { kernel } })) as [object, object];
+    await publish(plenty(), 1, "blog", { specHash: "older" });
+    for (const epoch of [2, 3, 4]) await publish(plenty(), epoch, "blog", one);
+    for (const epoch of [5, 6, 7]) await publish(plenty(), epoch, "blog", two);
+    await storeWith({ keep: 2 }).collect();
+    assert.deepEqual(await names(), ["3", "4", "6", "7"]);
+    for (const epoch of ["4", "7"]) await aged(join(directory, "blog", epoch, "manifest.json"), 8 * 24 * hourMs);
+    await storeWith({ keep: 2 }).collect();
+    assert.deepEqual(await names(), ["3", "6", "7"]);
   });
 
   it("is the same when many hosts collect at once, and while they publish", async () => {

@@ -389,6 +389,15 @@ describe("image store on a directory", () => {
     await writer;
   });
 
+  it("reads no file outside of an image, whatever its manifest names", async () => {
+    for (const path of ["../x", "a/../../x", "/etc/passwd", "a\n/../../../x", "a\0b"]) {
+      const image = await publish(1);
+      await rewrite(image, (manifest) => ({ ...manifest, files: { [path]: { bytes: 1, sha256: "0".repeat(64) } } }));
+      assert.match(reasons(await find()), /its manifest is damaged/, JSON.stringify(path));
+      await rm(image.directory, { recursive: true });
+    }
+  });
+
   it("refuses names and epochs of which a path could be made", async () => {
     const invalid = (error: unknown): boolean => error instanceof HakobuError && error.code === "CONFIG_INVALID";
     for (const name of ["..", "../x", "a/b", "", ".draft-1", "A", "a".repeat(64)]) {

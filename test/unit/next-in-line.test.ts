@@ -36,9 +36,22 @@ describe("a host that is next in line", () => {
     });
     const read: string[] = [];
     const engine: Partial<Engine> = { capabilities: { checkpoint: true }, fingerprint: () => Promise.resolve({}) };
+    let looks = 0;
+    let held: Promise<void> = Promise.resolve();
+    const hold = (): (() => void) => {
+      let release: () => void = () => {};
+      held = new Promise((resolve) => (release = resolve));
+      return release;
+    };
     const images: Partial<ImageStore> = {
-      find: ({ spec }) => Promise.resolve({ image: { directory: spec.name, bytes: 100 } as Image, skipped: [] }),
-      warm: ({ directory }) => Promise.resolve(void read.push(directory)),
+      find: async ({ spec }) => {
+        looks++;
+        return { image: { directory: spec.name, bytes: 100 } as Image, skipped: [] };
+      },
+      warm: async ({ directory }) => {
+        await held;
+        read.push(directory);
+      },
     };
     const engines = new Map([["runc", engine as Engine]]);
     const deps = { hostId: "b", view, engines, images: images as ImageStore, clock, log: noLog, limitBytes };
@@ -49,7 +62,7 @@ describe("a host that is next in line", () => {
         await new Promise(setImmediate);
       }
     };
-    return { nextInLine, view, read, turn };
+    return { nextInLine, view, read, turn, hold, looks: () => looks };
   }
   const ofB = (view: ClusterView): string[] =>
     names
@@ -77,6 +90,21 @@ describe("a host that is next in line", () => {
     assert.deepEqual(read, ofB(view).slice(0, 1));
     await turn(11 * 60_000);
     assert.deepEqual(read, [...ofB(view).slice(0, 1), ...ofB(view).slice(0, 1)]);
+    await nextInLine.close();
+  });
+
+  it("looks once more, however much has changed, behind a look that takes long (N3)", async () => {
+    const { nextInLine, view, turn, looks, hold } = opened();
+    const release = hold();
+    for (let n = 0; n < 5; n++) {
+      const record = { spec: specOf(`other-${n}`, { engine: "runc" }), hash: "1" };
+      view.apply({ kind: "spec", name: record.spec.name, record });
+      await turn(2000);
+    }
+    assert.equal(looks(), 1);
+    release();
+    await turn(3000);
+    assert.equal(looks(), 2 * ofB(view).length);
     await nextInLine.close();
   });
 

@@ -1,117 +1,18 @@
 // A container whose image store does not answer, as a file server that hangs: it starts cold after a while and serves, and what the
 // store comes to later does no harm.
 import assert from "node:assert/strict";
-import { SimulatedClock } from "xstate";
-import { Admission } from "../../actors/admission.js";
-import { ContainerActor } from "../../actors/container.js";
 import { HakobuError } from "../../actors/hakobu-error.js";
-import { type Clock, within } from "../../actors/ports/clock.js";
-import type { Engine, Instance } from "../../actors/ports/engine.js";
-import type { FoundImage, Image, ImageStore } from "../../actors/ports/image-store.js";
-import { noLog } from "../../actors/ports/log.js";
-import type { ContainerSpec } from "../../actors/ports/spec.js";
-import { noTracing } from "../../actors/ports/tracer.js";
-import { ActorRegistry } from "../../actors/registry.js";
-import { Standbys } from "../../actors/standbys.js";
+import { within } from "../../actors/ports/clock.js";
+import type { FoundImage } from "../../actors/ports/image-store.js";
 import { storeLimitMs } from "../../actors/store-limit.js";
+import { containerBench, hangs, imageOfBlog } from "../lab/container-bench.js";
 import { recordOf } from "../lab/records.js";
 
-const never = new AbortController().signal;
-const hangs = (): Promise<never> => new Promise(() => {});
-
 describe("an image store that hangs", () => {
-  const image = {
-    directory: "/images/blog/1",
-    bytes: 1,
-    manifest: { container: "blog", epoch: 1 },
-  } as unknown as Image;
-
-  /** A store that works but for `broken`; what was done, in order. */
-  function opened(broken: Partial<ImageStore>, more: Partial<ContainerSpec> = {}, restore?: Engine["restore"]) {
-    const simulated = new SimulatedClock();
-    const clock: Clock = Object.assign(simulated, { timestamp: () => "2026-01-01T00:00:00Z" });
-    const done: string[] = [];
-    const note = (what: string) => Promise.resolve(void done.push(what));
-    const instance = { container: "blog", engine: "runc", epoch: 1 } as Instance;
-    const launched = { instance, phases: [] };
-    const engine: Engine = {
-      name: "runc",
-      capabilities: { checkpoint: true },
-      fingerprint: () => Promise.resolve({}),
-      start: () => note("start").then(() => launched),
-      restore: restore ?? (() => note("restore").then(() => launched)),
-      checkpoint: () => note("checkpoint").then(() => []),
-      renew: (renewed) => Promise.resolve(renewed),
-      stop: () => note("stop"),
-      alive: () => true,
-      listening: () => Promise.resolve(true),
-      find: () => Promise.resolve([]),
-      output: () => Promise.resolve(""),
-      boundOutput: () => note("bound"),
-      tidy: () => Promise.resolve(),
-    };
-    const images: ImageStore = {
-      takeSuspended: () => note("take").then(() => ({ skipped: [] })),
-      find: () => Promise.resolve({ image, skipped: [] }),
-      warm: () => Promise.resolve(),
-      begin: () =>
-        Promise.resolve({
-          directory: "/draft",
-          publish: () => note("publish").then(() => image),
-          discard: () => note("discard"),
-        }),
-      use: ({ directory }) => Promise.resolve({ directory, phases: [], release: () => void done.push("release") }),
-      setAside: () => note("set aside"),
-      remove: () => note("remove"),
-      list: () => Promise.resolve([]),
-      ...broken,
-    };
-    const admission = new Admission(1);
-    const standbys = new Standbys({ clock, log: noLog, images, engines: new Map([["runc", engine]]), admission });
-    const container = new ContainerActor(
-      {
-        engine,
-        images,
-        standbys,
-        content: { digest: hangs },
-        readiness: { get: () => Promise.resolve(200) },
-        hooks: { call: () => Promise.resolve() },
-        clock,
-        tracer: noTracing,
-        log: noLog,
-        registry: new ActorRegistry(),
-        admission,
-      },
-      recordOf("blog", { engine: "runc", idleTimeoutMs: 60_000, ...more }),
-      1,
-    );
-    const turns = async (): Promise<void> => {
-      for (let turn = 0; turn < 20; turn++) await new Promise(setImmediate);
-    };
-    /** Simulated time from the request until it serves. */
-    const served = async (): Promise<number> => {
-      const begunMs = clock.now();
-      let serves = false;
-      const serving = container.whenServing(undefined, never).finally(() => (serves = true));
-      serving.catch(() => {});
-      for (await turns(); !serves; await turns()) {
-        assert.ok(clock.now() - begunMs < 60_000, `it does not serve: ${container.state}; ${done.join()}`);
-        simulated.increment(500);
-      }
-      await serving;
-      return clock.now() - begunMs;
-    };
-    const pass = async (ms: number): Promise<void> => {
-      simulated.increment(ms);
-      await turns();
-    };
-    return { container, done, served, pass, turns };
-  }
-
   for (const call of ["takeSuspended", "find", "use", "begin"] as const)
     it(`holds a start up for no more than a few seconds when it hangs in ${call}`, async () => {
       const works = call === "begin" ? { find: () => Promise.resolve({ skipped: [] }) } : {};
-      const { served, done, container } = opened({ ...works, [call]: hangs });
+      const { served, done, container } = containerBench({ images: { ...works, [call]: hangs } });
       assert.ok((await served()) <= storeLimitMs + 1000);
       assert.equal(done.includes("start"), true);
       assert.equal(container.activation?.how, "cold");
@@ -123,10 +24,10 @@ describe("an image store that hangs", () => {
     const refresh = { paths: ["/shared"] };
     const draft = { directory: "/draft", publish: hangs, discard: hangs };
     const { checkpoint } = recordOf("blog", {}).spec;
-    const { served, container } = opened(
-      { find: () => Promise.resolve({ skipped: [] }), begin: () => Promise.resolve(draft) },
-      { checkpoint: { ...checkpoint, refresh, timeoutMs: 3000 } },
-    );
+    const { served, container } = containerBench({
+      images: { find: () => Promise.resolve({ skipped: [] }), begin: () => Promise.resolve(draft) },
+      spec: { checkpoint: { ...checkpoint, refresh, timeoutMs: 3000 } },
+    });
     assert.ok((await served()) <= 3000 + storeLimitMs + 1000);
     container.abandon();
   });
@@ -134,9 +35,9 @@ describe("an image store that hangs", () => {
   it("sets aside what it gives back of a suspended image when the container runs without it", async () => {
     let answer: (found: FoundImage) => void = () => {};
     const takeSuspended = (): Promise<FoundImage> => new Promise((resolve) => (answer = resolve));
-    const { served, done, turns, container } = opened({ takeSuspended });
+    const { served, done, turns, container } = containerBench({ images: { takeSuspended } });
     await served();
-    answer({ image, skipped: [] });
+    answer({ image: imageOfBlog, skipped: [] });
     await turns();
     assert.deepEqual(
       done.filter((each) => each === "set aside" || each === "restore"),
@@ -147,7 +48,7 @@ describe("an image store that hangs", () => {
 
   it("does not stop an image that failed to be restored from being followed by a cold start", async () => {
     const bad = (): Promise<never> => Promise.reject(new HakobuError("RESTORE_FAILED", "planted"));
-    const { served, container } = opened({ setAside: hangs }, {}, bad);
+    const { served, container } = containerBench({ images: { setAside: hangs }, engine: { restore: bad } });
     assert.ok((await served()) <= storeLimitMs + 1000);
     assert.equal(container.activation?.how, "cold");
     container.abandon();
@@ -156,7 +57,7 @@ describe("an image store that hangs", () => {
   it("keeps an image that a host could not restore for a reason of its own", async () => {
     for (const code of ["START_FAILED", "UNAVAILABLE", "DEADLINE_EXCEEDED"] as const) {
       const here = (): Promise<never> => Promise.reject(new HakobuError(code, "planted"));
-      const { served, done, container } = opened({}, {}, here);
+      const { served, done, container } = containerBench({ engine: { restore: here } });
       await served();
       assert.equal(done.includes("set aside"), false, code);
       container.abandon();
@@ -166,10 +67,10 @@ describe("an image store that hangs", () => {
   it("leaves no kept image behind a suspend that failed after all, nor behind a cold start", async () => {
     const refuses = (): Promise<never> => Promise.reject(new Error("the disk failed after the rename"));
     const draft = { directory: "/draft", publish: refuses, discard: () => Promise.resolve() };
-    const { served, done, pass, container } = opened(
-      { find: () => Promise.resolve({ skipped: [] }), begin: () => Promise.resolve(draft) },
-      { onIdle: "suspend", idleTimeoutMs: 60_000 },
-    );
+    const { served, done, pass, container } = containerBench({
+      images: { find: () => Promise.resolve({ skipped: [] }), begin: () => Promise.resolve(draft) },
+      spec: { onIdle: "suspend", idleTimeoutMs: 60_000 },
+    });
     await served();
     assert.deepEqual(
       done.slice(done.indexOf("start")).filter((each) => each === "take"),
@@ -180,20 +81,6 @@ describe("an image store that hangs", () => {
     await pass(1);
     assert.equal(container.state, "running.serving");
     assert.deepEqual(done, ["checkpoint", "take"]);
-    container.abandon();
-  });
-
-  it("has the output of a container that runs bounded now and then", async () => {
-    const { served, done, pass, container } = opened({});
-    await served();
-    const bounds = (): number => done.filter((each) => each === "bound").length;
-    container.check();
-    const before = bounds();
-    container.check();
-    assert.equal(bounds(), before);
-    await pass(10_000);
-    container.check();
-    assert.equal(bounds(), before + 1);
     container.abandon();
   });
 });
