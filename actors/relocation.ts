@@ -150,6 +150,8 @@ export class Relocations {
     const { clock, tracer, view, registry, log } = this.#deps;
     const { name } = record.spec;
     let soon = false;
+    /** Hosts that took it, live, and said that it does not start there. */
+    const cannot = new Set<string>();
     const placement = view.placement(name);
     const owner = placement === undefined ? undefined : ownerOf(placement);
     const span = tracer.span("relocation", {
@@ -183,7 +185,7 @@ export class Relocations {
           probe: fromPromise(({ input }) => timed("probe", () => this.#probe(input, record))),
           choose: fromPromise(async ({ input, signal }) => {
             const child = span.child("choose");
-            const outcome = await this.#choose(input, record, signal);
+            const outcome = await this.#choose(input, record, cannot, signal);
             child.end(outcome.kind === "none" ? outcome.why : undefined);
             return outcome;
           }),
@@ -196,7 +198,7 @@ export class Relocations {
           ),
           activate: fromPromise(({ input, signal }) =>
             timed("activate", async (child) => {
-              const outcome = await this.#activate(input, record, child, signal);
+              const outcome = await this.#activate(input, record, child, cannot, signal);
               activation = outcome.activation;
               return outcome;
             }),
@@ -266,7 +268,12 @@ export class Relocations {
     return result.kind === "alive" || result.kind === "unknown" ? "alive" : "dead";
   }
 
-  async #choose(context: RelocationContext, record: SpecRecord, signal: AbortSignal): Promise<ChooseOutcome> {
+  async #choose(
+    context: RelocationContext,
+    record: SpecRecord,
+    cannot: ReadonlySet<string>,
+    signal: AbortSignal,
+  ): Promise<ChooseOutcome> {
     const { view, reachability, clock } = this.#deps;
     const { name, takeover } = record.spec;
     const known = context.owner;
@@ -281,7 +288,7 @@ export class Relocations {
       const limit = AbortSignal.any([signal, deadline(clock, context.deadlineMs, "the old lease did not end in time")]);
       const host = view.host(before.host);
       const silent = host !== undefined && reachability(host).state !== "trusted";
-      if (context.tried.includes(before.host)) return { kind: "none", why: `${before.host} keeps it: it is exclusive` };
+      if (cannot.has(before.host)) return { kind: "none", why: `${before.host} keeps it: it is exclusive` };
       // It ends with the lease, or with an owner that is heard again: a false alarm.
       let heardMs = clock.now();
       while (view.placement(name)?.epoch === before.epoch) {
@@ -356,6 +363,7 @@ export class Relocations {
     context: RelocationContext,
     record: SpecRecord,
     span: Span,
+    cannot: Set<string>,
     signal: AbortSignal,
   ): Promise<ActivateOutcome & { activation?: Activation }> {
     const { view, hosts, reachability } = this.#deps;
@@ -379,6 +387,8 @@ export class Relocations {
         if (reply.placement !== undefined) view.learn(reply.placement);
         return this.#lostAgain(record.spec.name, owner, signal);
       case "failed":
+        cannot.add(owner.host);
+        return { kind: "failed", why: reply.reason };
       case "unreachable":
         return { kind: "failed", why: reply.reason };
     }

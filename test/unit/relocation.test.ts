@@ -111,6 +111,24 @@ describe("moves of a proxy", () => {
     close();
   });
 
+  it("wait for the lease of an exclusive container's new owner that went silent before it had started it", async () => {
+    const { relocations, view, owned, pass, close } = opened({
+      activate: { kind: "unreachable", reason: "no answer" },
+    });
+    const moving = relocations.move(recordOf("blog", { takeover: "exclusive" }), trigger(0, true));
+    await pass(2000);
+    const [first] = view.placements();
+    assert.ok(first !== undefined);
+    view.apply({ kind: "placement", container: "blog" });
+    owned(first.host === "a" ? "b" : "a", 300);
+    await pass(100);
+    assert.deepEqual((await moving).ended, {
+      kind: "taken",
+      owner: { host: first.host === "a" ? "b" : "a", epoch: 300 },
+    });
+    close();
+  });
+
   it("of an exclusive container end when the store that would tell the end of a lease is away", async () => {
     const { relocations, owned, view, claims, pass, close } = opened();
     owned("a", 1);
