@@ -17,7 +17,9 @@ import {
 import type { Admission } from "./admission.js";
 import { whenAnswering, whenListening } from "./application.js";
 import { checkpoint, contentOf } from "./checkpoint.js";
+import { ContainerLimits } from "./container-limits.js";
 import { HakobuError, reasonOf } from "./hakobu-error.js";
+import { IdleTimer } from "./idle-timer.js";
 import { deadline, delay } from "./ports/clock.js";
 import type { Content } from "./ports/content.js";
 import type { Instance, Launch } from "./ports/engine.js";
@@ -57,17 +59,15 @@ export class ContainerActor {
   readonly #actor: Actor<typeof containerMachine>;
   #record: SpecRecord;
   #instance: Instance | undefined;
-  /** Those under which it was launched or scaled; undefined: not known. */
-  #limits: ContainerSpec["limits"] | undefined;
+  readonly #limits: ContainerLimits;
   #underWay: Promise<unknown> = Promise.resolve();
   #unproven: Image | undefined;
   /** What lay at its watched paths when it was started. */
   #content: Promise<Pick<Taken, "content">> = Promise.resolve({});
   #trigger: TraceContext | undefined;
-  #lastActivityMs: number;
+  readonly #idle: IdleTimer;
   /** When its output is bounded again. */
   #nextBoundMs = 0;
-  #idleTimer: unknown;
   #stopGraceMs: number | undefined;
   /** Its memory is in an image: it must not notice that it ends. */
   #kept = false;
@@ -79,7 +79,12 @@ export class ContainerActor {
     this.#deps = deps;
     this.#record = record;
     this.#instance = adopted;
-    this.#lastActivityMs = deps.clock.now();
+    this.#limits = new ContainerLimits(this.name, deps);
+    this.#idle = new IdleTimer(
+      deps.clock,
+      () => this.serving === undefined || this.inFlight > 0,
+      () => this.send({ type: "IDLE" }),
+    );
     const machine = containerMachine.provide({
       actors: {
         restore: fromPromise(({ signal }) => this.#operate(this.#admitted(signal, () => this.#restore(signal)))),
@@ -100,12 +105,12 @@ export class ContainerActor {
       next: (snapshot) => {
         this.serving = snapshot.matches({ running: "serving" }) ? this.#instance : undefined;
       },
-      complete: () => deps.clock.clearTimeout(this.#idleTimer),
+      complete: () => this.#idle.stop(),
       error: (error) => deps.log.error({ container: this.name, error: reasonOf(error) }, "container actor ended"),
     });
     deps.registry.register(`container/${this.name}`, this.#actor.start());
-    this.#armIdle();
-    this.#followLimits();
+    this.#idle.arm(record.spec.idleTimeoutMs);
+    this.#limits.follow(adopted, record.spec.limits);
     this.renew(epoch);
     if (adopted !== undefined) void this.#operate(forgetSuspended(deps, record, epoch));
   }
@@ -171,7 +176,7 @@ export class ContainerActor {
   /** It has ended; `answered`: the container gave a response. */
   leave(answered: boolean): void {
     this.inFlight--;
-    this.#lastActivityMs = this.#deps.clock.now();
+    this.#idle.note();
     if (answered) this.#unproven = undefined;
     if (this.inFlight === 0) this.#drained?.();
   }
@@ -181,29 +186,14 @@ export class ContainerActor {
     const restart = record.hash !== this.#record.hash;
     this.#record = record;
     this.send({ type: "SPECIFIED", ...this.#terms });
-    this.#armIdle();
+    this.#idle.arm(record.spec.idleTimeoutMs);
     if (restart) this.send({ type: "RESTART", reason: "its specification changed" });
-    else this.#followLimits();
+    else this.#limits.follow(this.#instance, record.spec.limits);
   }
 
   /** Changes its limits at once, where it runs. @throws HakobuError CONFIG_INVALID when they are refused */
-  async scale(limits: ContainerSpec["limits"]): Promise<void> {
-    const { engine } = this.#deps;
-    if (engine.scale === undefined)
-      throw new HakobuError("CONFIG_INVALID", `${this.name} has no limits: the ${engine.name} engine enforces none`);
-    if (this.#instance === undefined || (this.#limits !== undefined && sameLimits(limits, this.#limits))) return;
-    // Until it has succeeded: some of them may be set.
-    this.#limits = undefined;
-    await engine.scale(this.#instance, limits);
-    this.#limits = limits;
-  }
-
-  /** What was launched or adopted gets the limits that are asked for now. */
-  #followLimits(): void {
-    if (this.#deps.engine.scale === undefined) return;
-    this.scale(this.#record.spec.limits).catch((error: unknown) =>
-      this.#deps.log.warn({ container: this.name, reason: reasonOf(error) }, "its limits stay as they were"),
-    );
+  scale(limits: ContainerSpec["limits"]): Promise<void> {
+    return this.#limits.scale(this.#instance, limits);
   }
 
   /** Looks whether its process still runs; asked by the host every second and when a connection to it failed. */
@@ -290,7 +280,7 @@ export class ContainerActor {
 
   /** Ends the actor and touches nothing: what a crash does. */
   abandon(): void {
-    this.#deps.clock.clearTimeout(this.#idleTimer);
+    this.#idle.stop();
     this.#actor.stop();
   }
 
@@ -313,7 +303,7 @@ export class ContainerActor {
       await fromStore(this.#deps.clock, aside, { signal });
     }
     const span = this.#span("restore");
-    this.#limits = this.#record.spec.limits;
+    this.#limits.launched(this.#record.spec.limits);
     try {
       const restoring = {
         record: this.#record,
@@ -324,7 +314,7 @@ export class ContainerActor {
         },
         runs: (instance: Instance, activation: Activation, golden: Image | undefined): void => {
           // A standby has those under which it was made.
-          if (activation.phases.some(({ ahead }) => ahead)) this.#limits = undefined;
+          if (activation.phases.some(({ ahead }) => ahead)) this.#limits.launched(undefined);
           this.#running(instance, span, activation);
           this.#unproven = golden;
         },
@@ -448,17 +438,17 @@ export class ContainerActor {
   }
 
   #launch(): Launch {
-    this.#limits = this.#record.spec.limits;
+    this.#limits.launched(this.#record.spec.limits);
     return { spec: this.#record.spec, specHash: this.#record.hash, epoch: this.epoch };
   }
 
   #running(instance: Instance, span: Span, activation: Activation): void {
     this.#instance = instance;
-    this.#followLimits();
+    this.#limits.follow(instance, this.#record.spec.limits);
     this.activation = activation;
-    this.#lastActivityMs = this.#deps.clock.now();
+    this.#idle.note();
     addPhases(span, activation.phases);
-    this.#armIdle();
+    this.#idle.arm(this.#record.spec.idleTimeoutMs);
     this.#deps.log.info(
       {
         container: this.name,
@@ -475,26 +465,4 @@ export class ContainerActor {
     const attributes = { "hakobu.container": this.name, "hakobu.epoch": this.epoch };
     return this.#deps.tracer.span(name, { ...(this.#trigger ? { parent: this.#trigger } : {}), attributes });
   }
-
-  #armIdle(): void {
-    const { clock } = this.#deps;
-    clock.clearTimeout(this.#idleTimer);
-    const idleMs = this.#record.spec.idleTimeoutMs;
-    if (idleMs === 0) return;
-    const sinceMs = clock.now() - this.#lastActivityMs;
-    this.#idleTimer = clock.setTimeout(
-      () => {
-        if (this.serving !== undefined && this.inFlight === 0 && clock.now() - this.#lastActivityMs >= idleMs) {
-          this.#lastActivityMs = clock.now();
-          this.send({ type: "IDLE" });
-        }
-        this.#armIdle();
-      },
-      Math.max(1, this.inFlight > 0 ? idleMs : idleMs - sinceMs),
-    );
-  }
-}
-
-function sameLimits(a: ContainerSpec["limits"], b: ContainerSpec["limits"]): boolean {
-  return a.cpus === b.cpus && a.memoryMiB === b.memoryMiB && a.pids === b.pids;
 }
