@@ -16,7 +16,13 @@ import type { Standbys } from "./standbys.js";
 import type { Vacancies } from "./vacancies.js";
 
 export interface ClaimsDeps {
-  readonly host: { readonly record: HostRecord; readonly state: string; readonly proven: boolean };
+  /** `reason`: why it is not `running`, where it once was. */
+  readonly host: {
+    readonly record: HostRecord;
+    readonly state: string;
+    readonly reason: string | undefined;
+    readonly proven: boolean;
+  };
   /** The containers that it has. */
   readonly held: ReadonlyMap<string, ContainerActor>;
   readonly membership: () => Membership | undefined;
@@ -137,7 +143,7 @@ export class Claims {
     const { host, membership } = this.#deps;
     if (host.record.draining) return refuse(`host ${host.record.id} drains`);
     if (host.state !== "running" || membership() === undefined)
-      return refuse(`host ${host.record.id} is ${host.state}`, 1000);
+      return refuse([`host ${host.record.id} is ${host.state}`, host.reason ?? []].flat().join(": "), 1000);
     if (!host.proven) return refuse(`host ${host.record.id} cannot prove its lease`, 1000);
     return undefined;
   }

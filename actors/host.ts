@@ -145,6 +145,11 @@ export class HostActor {
     return this.#actor.getSnapshot().value;
   }
 
+  /** Why it is not `running`, where it once was. */
+  get reason(): string | undefined {
+    return this.#actor.getSnapshot().context.reason;
+  }
+
   get containers(): Iterable<ContainerActor> {
     return this.#containers.values();
   }

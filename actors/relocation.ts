@@ -133,12 +133,12 @@ export class Relocations {
   }
 
   async #patiently(record: SpecRecord, trigger: Trigger): Promise<Move> {
-    const { clock } = this.#deps;
+    const { clock, view } = this.#deps;
     const endMs = clock.now() + soonLimitMs;
     for (;;) {
       const outcome = await this.#run(record, trigger);
       if (!("failure" in outcome)) return outcome;
-      if (!outcome.soon || clock.now() >= endMs) throw outcome.failure;
+      if (!outcome.soon || !view.connected || clock.now() >= endMs) throw outcome.failure;
       await delay(clock, soonPauseMs);
     }
   }
