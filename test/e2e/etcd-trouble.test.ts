@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { existsSync } from "node:fs";
-import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { EtcdConnection, etcdSettings } from "../../runtime/placement/etcd-client.js";
@@ -119,8 +119,10 @@ describe("a clock that is set", function () {
   const kept = names.map((name) => [name, process.env[name]] as const);
   let directory: string;
   let lab: TestCluster;
+  let others: ReadonlySet<string>;
 
   before(async function () {
+    others = new Set(await sharedClocks());
     const why = library === undefined ? "needs the package faketime" : await cannotRestore();
     if (why !== undefined) {
       console.log(`      skipped: ${why}`);
@@ -143,6 +145,7 @@ describe("a clock that is set", function () {
   after(async () => {
     await lab?.close();
     if (directory !== undefined) await rm(directory, { recursive: true, force: true });
+    for (const name of await sharedClocks()) if (!others.has(name)) await rm(join("/dev/shm", name), { force: true });
   });
 
   for (const [direction, offset] of [
@@ -177,6 +180,11 @@ describe("a clock that is set", function () {
       await cluster.heal("a");
     });
 });
+
+/** libfaketime makes two for each process, and leaves those of one that is killed. */
+async function sharedClocks(): Promise<string[]> {
+  return (await readdir("/dev/shm")).filter((name) => /^(sem\.)?faketime_/.test(name));
+}
 
 function faketime(): string | undefined {
   const machine = execFileSync("uname", ["-m"]).toString().trim();
