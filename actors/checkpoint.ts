@@ -87,7 +87,7 @@ export async function checkpoint(
       });
       // A request came in the moment of the rename: what it does is not in this image.
       if (signal.aborted && tier === "suspended") {
-        await images.remove(image);
+        await fromStore(clock, images.remove(image));
         signal.throwIfAborted();
       }
       addPhases(span, phases);

@@ -387,7 +387,7 @@ export class ContainerActor {
       await this.#takeImage("suspended", signal);
     } catch (error) {
       // It goes on: whatever of the image is there is older than its next answer.
-      await forgetSuspended(this.#deps, this.#record, this.epoch);
+      if (!this.leaving) await forgetSuspended(this.#deps, this.#record, this.epoch);
       throw error;
     }
   }
@@ -427,13 +427,13 @@ export class ContainerActor {
     if (instance === undefined) return;
     if (this.#deps.engine.alive(instance)) this.#unproven = undefined;
     const graceMs = this.#kept ? 0 : (this.#stopGraceMs ?? this.#record.spec.stopGraceMs);
-    this.#kept = false;
     try {
       await this.#deps.engine.stop(instance, graceMs);
     } catch (error) {
       this.#deps.log.error({ container: this.name, reason: reasonOf(error) }, "could not be stopped");
       throw error;
     }
+    this.#kept = false;
     this.#instance = undefined;
   }
 

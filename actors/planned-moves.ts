@@ -34,6 +34,8 @@ export const moveLimitMs = 60_000;
 const drainWidth = 4;
 /** For the answer to one claim. One that is slow to say so may have won. */
 const claimLimitMs = 5_000;
+/** How long the stream may lag behind what another host wrote. */
+const streamLagMs = 1000;
 
 export class PlannedMoves {
   readonly #deps: PlannedMovesDeps;
@@ -181,7 +183,25 @@ export class PlannedMoves {
       const why = "reason" in active ? active.reason : active.kind;
       throw new HakobuError("UNAVAILABLE", `${owner.id} owns ${name} now, but: ${why}`);
     }
+    const moved = await this.#takenAfterAll(name, epoch, unsure);
+    if (moved !== undefined) return moved;
     throw new HakobuError("UNAVAILABLE", `nobody takes ${name}: ${refusals.join("; ")}`);
+  }
+
+  /** V2: one whose answer did not come in time may have taken it all the same, and brings it up. */
+  async #takenAfterAll(
+    name: string,
+    epoch: number,
+    unsure: ReadonlyMap<string, HostRecord>,
+  ): Promise<Placement | undefined> {
+    const { view, clock } = this.#deps;
+    if (unsure.size === 0) return undefined;
+    const taken = (): Placement | undefined => {
+      const placement = view.placement(name);
+      return placement !== undefined && placement.epoch > epoch && unsure.has(placement.host) ? placement : undefined;
+    };
+    await view.until(() => taken() !== undefined, deadline(clock, streamLagMs, "the stream lags")).catch(() => {});
+    return taken();
   }
 }
 

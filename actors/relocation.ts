@@ -113,13 +113,8 @@ export class Relocations {
     const { name } = record.spec;
     const running = this.#underWay.get(name);
     if (running !== undefined) return running;
-    const placement = this.#deps.view.placement(name);
-    if (placement !== undefined && placement.epoch > trigger.epoch)
-      return Promise.resolve({
-        ended: { kind: "taken", owner: ownerOf(placement) },
-        context: noContext,
-        answered() {},
-      });
+    const moved = this.#movedSince(name, trigger);
+    if (moved !== undefined) return Promise.resolve(moved);
     const keeper = this.#budget.keeper(name, trigger.reason);
     if (keeper !== undefined)
       return Promise.resolve({
@@ -132,6 +127,13 @@ export class Relocations {
     return move;
   }
 
+  /** Nothing is known against the owner that the container has got since. */
+  #movedSince(container: string, { epoch }: Trigger): Move | undefined {
+    const placement = this.#deps.view.placement(container);
+    if (placement === undefined || placement.epoch <= epoch) return undefined;
+    return { ended: { kind: "taken", owner: ownerOf(placement) }, context: noContext, answered() {} };
+  }
+
   async #patiently(record: SpecRecord, trigger: Trigger): Promise<Move> {
     const { clock, view } = this.#deps;
     const endMs = clock.now() + soonLimitMs;
@@ -140,6 +142,9 @@ export class Relocations {
       if (!("failure" in outcome)) return outcome;
       if (!outcome.soon || !view.connected || clock.now() >= endMs) throw outcome.failure;
       await delay(clock, soonPauseMs);
+      // What the reason speaks of may be over.
+      const moved = this.#movedSince(record.spec.name, trigger);
+      if (moved !== undefined) return moved;
     }
   }
 

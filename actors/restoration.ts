@@ -103,7 +103,7 @@ export async function forgetSuspended(deps: Forgetting, record: SpecRecord, epoc
   if (!engine.capabilities.checkpoint) return;
   try {
     const { image } = await takeSuspended(deps, record, await engine.fingerprint(record.spec), epoch);
-    if (image !== undefined) await images.remove(image);
+    if (image !== undefined) await fromStore(deps.clock, images.remove(image));
   } catch (error) {
     log.warn({ container: record.spec.name, reason: reasonOf(error) }, "could not look for a suspended image");
   }

@@ -3,21 +3,24 @@
 import { HakobuError } from "../../actors/hakobu-error.js";
 
 export class Hangs {
-  readonly #once = new Set<string>();
+  /** By container, the directory of the image at which it hung last. */
+  readonly #last = new Map<string, string>();
 
-  /** @throws what the restore threw; RESTORE_FAILED in place of a second DEADLINE_EXCEEDED of that container */
-  async watch<T>(container: string, signal: AbortSignal, restore: () => Promise<T>): Promise<T> {
+  /**
+   * `begun`: whether it is CRIU that takes its time.
+   * @throws what the restore threw; RESTORE_FAILED in place of a second DEADLINE_EXCEEDED of that image
+   */
+  async watch<T>(container: string, image: string, begun: () => boolean, restore: () => Promise<T>): Promise<T> {
     try {
       const restored = await restore();
-      this.#once.delete(container);
+      this.#last.delete(container);
       return restored;
     } catch (error) {
-      const hung = !signal.aborted && error instanceof HakobuError && error.code === "DEADLINE_EXCEEDED";
+      const hung = error instanceof HakobuError && error.code === "DEADLINE_EXCEEDED" && begun();
       if (!hung) throw error;
-      if (!this.#once.delete(container)) {
-        this.#once.add(container);
-        throw error;
-      }
+      const again = this.#last.get(container) === image;
+      this.#last.set(container, image);
+      if (!again) throw error;
       throw new HakobuError("RESTORE_FAILED", `${error.message}, for the second time here`, { cause: error });
     }
   }

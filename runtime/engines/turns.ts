@@ -3,6 +3,11 @@
 export class Turns {
   readonly #last = new Map<string, Promise<unknown>>();
 
+  /** Something is under way. */
+  busy(container: string): boolean {
+    return this.#last.has(container);
+  }
+
   /** Begins `work` when all that was asked for the same container before has ended, however it did. */
   async inTurn<T>(container: string, work: () => Promise<T>): Promise<T> {
     const before = this.#last.get(container) ?? Promise.resolve();

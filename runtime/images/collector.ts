@@ -147,8 +147,13 @@ export class ImageCollector {
 
   async #bad(home: string, nowMs: number): Promise<void> {
     const bad = (await placesIn(home)).filter((place) => place.bad);
-    for (const [index, { path }] of bad.entries())
-      if (index >= keptBad || nowMs - (await writtenMs(path, reasonName)) > this.#options.keepBadMs)
+    // Each of the suspended tier is the only copy of what it holds: other bad ones crowd none of them out.
+    const counted = bad.filter(({ suspended }) => !suspended);
+    for (const { path } of bad)
+      if (
+        counted.findIndex((each) => each.path === path) >= keptBad ||
+        nowMs - (await writtenMs(path, reasonName)) > this.#options.keepBadMs
+      )
         await discard(path);
   }
 

@@ -170,6 +170,19 @@ describe("moves of a proxy", () => {
     close();
   });
 
+  it("are not tried again against an owner that another proxy has given the container meanwhile", async () => {
+    const refusal = { kind: "refused", reason: "host b is fenced", retryAfterMs: 1000 } as const;
+    const { relocations, owned, claims, pass, close } = opened({ claim: () => refusal });
+    owned("a", 1);
+    const moving = relocations.move(recordOf("blog"), trigger(1, true));
+    await pass(100);
+    owned("b", 50);
+    await pass(500);
+    assert.deepEqual((await moving).ended, { kind: "taken", owner: { host: "b", epoch: 50 } });
+    assert.equal(claims.length, 1);
+    close();
+  });
+
   it("fail with what the hosts said when they could not take it in that moment, and at once where they are full", async () => {
     for (const retryAfterMs of [1000, undefined]) {
       const more = retryAfterMs === undefined ? {} : { retryAfterMs };

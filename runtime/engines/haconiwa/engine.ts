@@ -195,6 +195,8 @@ export class HaconiwaEngine implements Engine {
     const found: Instance[] = [];
     removeStaleMountPoints();
     for (const container of containersIn(this.#directory)) {
+      // This agent's own.
+      if (this.#turns.busy(container)) continue;
       const names = this.#names(container);
       await this.#turns.inTurn(container, async () => {
         const instance = readInstance(names.directory);
@@ -298,9 +300,10 @@ export class HaconiwaEngine implements Engine {
     await program.up(command, names, this.#cgroups.of(names), call);
     const acceptedMs = performance.now();
     const limitMs = image === undefined ? startLimitMs : restoreLimitMs + (bytes / 1024 / 1024) * restoreLimitMsPerMiB;
-    const pid = await this.#hangs.watch(spec.name, signal, () =>
-      this.#whenUp(failure, program, names, spec, image !== undefined, limitMs, signal),
-    );
+    const whenUp = (): Promise<number> =>
+      this.#whenUp(failure, program, names, spec, image !== undefined, limitMs, signal);
+    const pid =
+      image === undefined ? await whenUp() : await this.#hangs.watch(spec.name, image, () => !signal.aborted, whenUp);
     const { startTime } = identify(pid);
     const instance: Instance = {
       container: spec.name,

@@ -201,7 +201,13 @@ export class RuncEngine implements Engine {
     return this.#launch(launch, launch.spec.name, directory, signal, (names, binds, ready) => {
       const cgroups = this.#sandbox.cgroups.of(names);
       const options = { directory, binds, cgroups, ready, stopped, signal };
-      return this.#hangs.watch(names.container, signal, () => restore(criu, names, options));
+      let made = false;
+      ready.then(
+        () => (made = true),
+        () => {},
+      );
+      const begun = (): boolean => made && !signal.aborted;
+      return this.#hangs.watch(names.container, directory, begun, () => restore(criu, names, options));
     });
   }
 
@@ -286,7 +292,8 @@ export class RuncEngine implements Engine {
       const instance = names.outlet === undefined ? readInstance(names.directory) : undefined;
       return instance !== undefined && isRunning(instance) ? instance : undefined;
     };
-    // What runs already needs no turn: its end, if it is under way, may take a while.
+    // What runs already needs no turn: its end, if it is under way, may take a while. What is in its turn is this agent's own.
+    if (this.#turns.busy(container)) return running();
     return (
       running() ??
       this.#turns.inTurn(container, async () => {
