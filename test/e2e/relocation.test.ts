@@ -128,6 +128,24 @@ describe("relocation", function () {
     assert.notEqual((await state())?.pid, pid);
   });
 
+  it("does not take a container that stands still, and accepts nothing any more, for a dead host", async () => {
+    const { name, hostname, owner, state } = await ready();
+    const { pid, epoch } = (await state()) as { pid: number; epoch: number };
+    process.kill(pid, "SIGSTOP");
+    const begunMs = performance.now();
+    const asked = Array.from({ length: 300 }, () => lab.send(hostname));
+    try {
+      while (performance.now() - begunMs < 1500) {
+        const placed = await lab.cluster.placementSeen(name);
+        assert.deepEqual([placed?.host, placed?.epoch], [lab.cluster.hostId(owner), epoch]);
+      }
+    } finally {
+      process.kill(pid, "SIGCONT");
+    }
+    for (const reply of await Promise.all(asked)) assert.equal(reply.status, 200, reply.text);
+    assert.deepEqual([(await state())?.pid, (await state())?.epoch], [pid, epoch]);
+  });
+
   it("moves away from a host that died with everything on it", async () => {
     const { hostname, owner, other } = await ready();
     await lab.cluster.killHost(owner);
