@@ -150,7 +150,8 @@ function directoriesIn(directory: string): string[] {
   }
 }
 
-function entriesOf(directory: string): string[] {
+/** Empty where it is not there. */
+export function entriesOf(directory: string): string[] {
   try {
     return readdirSync(directory);
   } catch {
@@ -159,7 +160,7 @@ function entriesOf(directory: string): string[] {
 }
 
 /** Empty for what has gone meanwhile or is not ours to read. */
-function read(path: string): string {
+export function read(path: string): string {
   try {
     return readFileSync(path, "utf8");
   } catch {

@@ -4,11 +4,12 @@
 //   S1  Nothing is removed by looking, and no host is asked to remove anything.
 //   S2  A container may have its own things (runtime/engines/runc/names.ts) on a host while that host says that it has a process.
 //       In a host's own network namespace there may be its agent and that agent's guard, and nobody else.
-import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
+import { existsSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { runCommand } from "../../runtime/engines/command.js";
 import { namesOf } from "../../runtime/engines/runc/names.js";
 import type { NamespacesCluster } from "../../runtime/local/namespaces.js";
+import { entriesOf, read } from "./leftovers.js";
 
 const namespaces = "/run/netns";
 const cgroups = "/sys/fs/cgroup";
@@ -40,7 +41,7 @@ async function straysOf(cluster: NamespacesCluster, host: string): Promise<strin
   const runs = new Set(status.containers.flatMap(({ name, pid }) => (pid === undefined ? [] : [name])));
   const links = new Set([...runs].map((name) => namesOf(hostId, directory, name).link));
   const others = (names: readonly string[]): string[] => names.filter((name) => !runs.has(name));
-  const spaces = entries(namespaces).filter((name) => name.startsWith(`hakobu-${hostId}-`));
+  const spaces = entriesOf(namespaces).filter((name) => name.startsWith(`hakobu-${hostId}-`));
   const found = {
     namespace: others(spaces.map((name) => name.slice(`hakobu-${hostId}-`.length))),
     link: (await containerLinks(cluster, host)).filter((link) => !links.has(link)),
@@ -50,8 +51,8 @@ async function straysOf(cluster: NamespacesCluster, host: string): Promise<strin
     cgroup: groupsOf(hostId)
       .filter(({ container }) => !runs.has(container))
       .map(({ path }) => path),
-    bundle: others(entries(directory).filter((name) => existsSync(join(directory, name, "bundle")))),
-    "runc state": others(entries(join(directory, ".runc"))),
+    bundle: others(entriesOf(directory).filter((name) => existsSync(join(directory, name, "bundle")))),
+    "runc state": others(entriesOf(join(directory, ".runc"))),
     process: processesOf(cluster, host, spaces),
   };
   return Object.entries(found).flatMap(([kind, all]) => all.map((each) => `host ${host}, ${kind}: ${each}`));
@@ -76,11 +77,11 @@ function mountsBelow(directory: string): string[][] {
 }
 
 function groupsOf(hostId: string): { readonly container: string; readonly path: string }[] {
-  const roots = [cgroups, ...entries(cgroups).map((name) => join(cgroups, name))];
+  const roots = [cgroups, ...entriesOf(cgroups).map((name) => join(cgroups, name))];
   return roots
     .map((root) => join(root, "hakobu", hostId))
     .flatMap((parent) =>
-      entries(parent)
+      entriesOf(parent)
         .map((container) => ({ container, path: join(parent, container) }))
         .filter(({ path }) => statSync(path, { throwIfNoEntry: false })?.isDirectory() === true),
     );
@@ -92,7 +93,7 @@ function processesOf(cluster: NamespacesCluster, host: string, spaces: readonly 
   const own = inode(join(namespaces, cluster.network.host(host).namespace));
   const prefix = `hakobu-${cluster.hostId(host)}-`;
   const inside = new Map(spaces.map((name) => [inode(join(namespaces, name)), name.slice(prefix.length)]));
-  return entries("/proc").flatMap((pid) => {
+  return entriesOf("/proc").flatMap((pid) => {
     const where = /^\d+$/.test(pid) ? inode(`/proc/${pid}/ns/net`) : undefined;
     if (where === undefined) return [];
     const command = read(`/proc/${pid}/cmdline`).replaceAll("\0", " ").trim();
@@ -114,22 +115,5 @@ function inode(path: string): number | undefined {
     return statSync(path).ino;
   } catch {
     return undefined;
-  }
-}
-
-function entries(directory: string): string[] {
-  try {
-    return readdirSync(directory);
-  } catch {
-    return [];
-  }
-}
-
-/** Empty for what has gone meanwhile. */
-function read(path: string): string {
-  try {
-    return readFileSync(path, "utf8");
-  } catch {
-    return "";
   }
 }
